@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` need nothing but Python 3.11, make and a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := world,control,search,hub
+TEST_EXTRAS := $(EXTRAS),deepspeed,xformers,eval,data,track,test,dev
+
+.PHONY: quickstart test test-long lint bench clean
+
+$(VENV)/ready: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip 'setuptools>=77.0.3' wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+$(VENV)/test-ready: $(VENV)/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(TEST_EXTRAS)]'
+	touch $@
+
+quickstart: $(VENV)/ready
+	$(BIN)/weft quickstart
+
+test: $(VENV)/test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p weft
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-long: $(VENV)/test-ready
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(VENV)/test-ready
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy -p weft
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

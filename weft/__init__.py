@@ -1,0 +1,50 @@
+"""The face: `import weft`. Names are fetched from the rooms when first used, so that importing costs nothing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Text": "weft.tokenizers.segment",
+    "Image": "weft.tokenizers.segment",
+    "Video": "weft.tokenizers.segment",
+    "Audio": "weft.tokenizers.segment",
+    "Sensor": "weft.tokenizers.segment",
+    "Action": "weft.tokenizers.segment",
+    "ActionSpace": "weft.tokenizers.segment",
+    "Document": "weft.tokenizers.segment",
+    "StreamTokenizer": "weft.tokenizers.bundle",
+    "ModelConfig": "weft.model.config",
+    "Transformer": "weft.model.transformer",
+    "RunConfig": "weft.training.config",
+    "train": "weft.training.loop",
+    "load": "weft.inference.load",
+    "Generalist": "weft.inference.generalist",
+    "Index": "weft.inference.index",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from weft.inference.generalist import Generalist
+    from weft.inference.index import Index
+    from weft.inference.load import load
+    from weft.model.config import ModelConfig
+    from weft.model.transformer import Transformer
+    from weft.tokenizers.bundle import StreamTokenizer
+    from weft.tokenizers.segment import Action, ActionSpace, Audio, Document, Image, Sensor, Text, Video
+    from weft.training.config import RunConfig
+    from weft.training.loop import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'weft' has no attribute {name!r}; it offers {', '.join(sorted(_WHERE))}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
