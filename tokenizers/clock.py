@@ -74,7 +74,9 @@ def segment_times(segment: Segment, count: int) -> np.ndarray:
     back = np.flatnonzero(np.diff(ns) < 0)
     if len(back):
         i = int(back[0]) + 1
-        raise TimeError(f"{label(segment)} times[{i}] lies {ns[i - 1] - ns[i]} ns before times[{i - 1}]; sort the readings by time")
+        raise TimeError(
+            f"{label(segment)} times[{i}] lies {ns[i - 1] - ns[i]} ns before times[{i - 1}]; sort the readings by time"
+        )
     return ns
 
 
