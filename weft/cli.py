@@ -37,7 +37,9 @@ def usage() -> str:
     """The list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: weft COMMAND [--help] ...", "", *lines, "", "weft COMMAND --help shows its options; --debug shows tracebacks."])
+    return "\n".join(
+        ["usage: weft COMMAND [--help] ...", "", *lines, "", "weft COMMAND --help shows its options; --debug shows tracebacks."]
+    )
 
 
 def find(name: str) -> Callable[..., Any]:

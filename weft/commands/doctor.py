@@ -75,7 +75,9 @@ def doctor() -> None:
     console.print(table)
     for line in devices():
         console.print(line)
-    console.print(f"C++ compiler: {shutil.which('g++') or shutil.which('c++') or 'none'}; nvcc: {shutil.which('nvcc') or 'none'}")
+    console.print(
+        f"C++ compiler: {shutil.which('g++') or shutil.which('c++') or 'none'}; nvcc: {shutil.which('nvcc') or 'none'}"
+    )
     from weft.commands.kernels import backends_table
 
     console.print(backends_table())
