@@ -26,7 +26,25 @@ _WHERE = {
     "Index": "weft.inference.index",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Action",
+    "ActionSpace",
+    "Audio",
+    "Document",
+    "Generalist",
+    "Image",
+    "Index",
+    "ModelConfig",
+    "RunConfig",
+    "Sensor",
+    "StreamTokenizer",
+    "Text",
+    "Transformer",
+    "Video",
+    "load",
+    "train",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from weft.inference.generalist import Generalist
