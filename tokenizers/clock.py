@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from weft.tokenizers.segment import Segment
 
 NS = 1_000_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LIMIT = 1 << 62
 
 
@@ -79,7 +79,7 @@ def segment_start(segment: Segment) -> int | None:
     """ns on the document's clock, or None for a segment without a clock: `start`, else the first of its own times."""
     if segment.start is not None:
         return to_ns(segment.start, f"{label(segment)}, start")
-    times = getattr(segment, "times", None)
+    times = _times(segment)
     if times is None or len(times) == 0:
         return None
     return to_ns(times[0], f"{label(segment)}, times[0]")
@@ -92,7 +92,7 @@ def segment_times(segment: Segment, count: int) -> np.ndarray:
     not `count`, or where they go backwards.
     """
     name = label(segment)
-    times: Sequence[Any] | None = getattr(segment, "times", None)
+    times = _times(segment)
     rate_hz = getattr(segment, "rate_hz", None)
     if times is not None and rate_hz is not None:
         raise ClockError(f"{name}: has both times and rate_hz={rate_hz}; keep the one that is measured")
@@ -103,6 +103,12 @@ def segment_times(segment: Segment, count: int) -> np.ndarray:
     if count <= 1:
         return np.zeros(count, np.int64)
     raise ClockError(f"{name}: {count} readings have no clock; give rate_hz (readings per second) or one time per reading")
+
+
+def _times(segment: Segment) -> Sequence[Any] | None:
+    """`segment.times`, with a torch tensor turned into numpy."""
+    times = getattr(segment, "times", None)
+    return times.numpy() if hasattr(times, "numpy") else times
 
 
 def _own_times(segment: Segment, times: Sequence[Any], count: int, name: str) -> np.ndarray:
@@ -132,16 +138,19 @@ def _many(times: Sequence[Any], name: str) -> np.ndarray:
     """int64 [n]: all of one kind, numbers in one vectorised step."""
     if isinstance(times, np.ndarray) and times.dtype.kind in "iu":
         return times.astype(np.int64)
-    if isinstance(times, np.ndarray) and times.dtype.kind == "f":
-        if np.isfinite(times).all() and (np.abs(times) < _LIMIT / NS).all():
-            whole = np.floor(times)
-            return whole.astype(np.int64) * NS + np.rint((times - whole) * NS).astype(np.int64)
+    if isinstance(times, np.ndarray) and times.dtype.kind == "f" and _reasonable(times):
+        whole = np.floor(times)
+        return whole.astype(np.int64) * NS + np.rint((times - whole) * NS).astype(np.int64)
     kinds = {_kind(time) for time in times}
     if len(kinds) > 1:
         raise ClockError(
             f"{name}: times mix {' and '.join(sorted(kinds))}; an int means ns and a float seconds, so use one kind"
         )
     return np.array([to_ns(time, f"{name}, times[{i}]") for i, time in enumerate(times)], dtype=np.int64)
+
+
+def _reasonable(seconds: np.ndarray) -> bool:
+    return bool(np.isfinite(seconds).all() and (np.abs(seconds) < _LIMIT / NS).all())
 
 
 def _kind(time: Any) -> str:
