@@ -76,7 +76,7 @@ def _builtin(name: str, segment: str, content: str, **fields: Any) -> Modality:
     return Modality(name=name, content=content, **paths, **fields)
 
 
-# Order matters: it breaks ties in time (a reading comes before the action taken at the same instant) and numbers the modalities.
+# The order numbers the modalities and breaks ties in time: a reading comes before the action taken at the same instant.
 REGISTRY: tuple[Modality, ...] = (
     _builtin("text", "Text", "text", slice="text", spans=("text",)),
     _builtin(

@@ -1,10 +1,75 @@
-"""A document as tokens in time order. (The builder `build_stream` lives beside the data it makes.)"""
+"""A document as tokens in time order: the arrays, what is known of its segments, and how it is written.
+
+`interleave.py` orders the segments, `positions.py` places them on the rotary axes, `build.py` writes the arrays.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
+
+NO_TIME = -(1 << 62)
+
+
+class StreamError(ValueError):
+    """Segments, tokens or ids that cannot stand in a stream as they are."""
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How segments with a clock are merged and how time is written."""
+
+    chunk_s: float = 2.0
+    """Seconds of one modality before the next one's turn when clocks are merged; 0 merges reading by reading."""
+    tick_s: float = 0.04
+    """Seconds per step of the t axis (40 ms as in TMRoPE, arXiv 2503.20215)."""
+    timestamps: bool = False
+    """Write `<time> n n n n` (centiseconds of the document) before a piece whenever the clock has moved on."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.chunk_s) and self.chunk_s >= 0):
+            raise StreamError(f"stream.chunk_s={self.chunk_s} must be 0 (finest) or a number of seconds")
+        if not (math.isfinite(self.tick_s) and self.tick_s >= 1e-6):
+            raise StreamError(f"stream.tick_s={self.tick_s} must be at least a microsecond; 0.04 is usual")
+
+    @property
+    def chunk_ns(self) -> int:
+        return round(self.chunk_s * 1e9)
+
+    @property
+    def tick_ns(self) -> int:
+        return round(self.tick_s * 1e9)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StreamConfig:
+        """From JSON or YAML; an unknown key is an error."""
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise StreamError(f"stream config has unknown keys {unknown}; known are {sorted(f.name for f in fields(cls))}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """What the tokens of one segment do not say, but decoding needs."""
+
+    modality: str
+    grid: tuple[int, ...]
+    """`Tokens.grid` of the whole segment."""
+    group: int
+    """Tokens that always stay together."""
+    start: int | None
+    """ns on the document's clock, None without a clock."""
+    target: bool
+    """Bears loss: codes without features."""
+    source: int
+    """Index of the segment in the document as it was handed in."""
+    name: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the user's segment (rate_hz, times, channels, units, kind, space)."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +87,7 @@ class Stream:
     channel: np.ndarray
     """int64: channel or dimension of a sensor reading or action, 0 elsewhere."""
     segment: np.ndarray
-    """int64: index of the segment in the document; -1 for the document's own tokens."""
+    """int64: index in `info`: segments are numbered as they first appear in the stream; -1 for the document's own tokens."""
     landmark: np.ndarray
     """bool: later tokens of the document see it however far they are."""
     two_way: np.ndarray
@@ -35,9 +100,59 @@ class Stream:
     """modality -> float32 [k F], one row per token of that modality that carries features, in stream order."""
     feature_at: dict[str, np.ndarray] = field(default_factory=dict)
     """modality -> int64 [k], where those tokens are."""
+    info: tuple[SegmentInfo, ...] = ()
+    """One entry per segment."""
+    pair: str | None = None
+    """The document's pair key, for the contrastive loss."""
+    id: str = ""
+    """The document's id, for reports."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, index: np.ndarray) -> Stream:
+        """The tokens at `index` (int64, may repeat), with their features."""
+        arrays = {name: getattr(self, name)[index] for name in ARRAYS}
+        features, feature_at = {}, {}
+        for name, at in self.feature_at.items():
+            row = np.full(len(self), -1, np.int64)
+            row[at] = np.arange(len(at))
+            kept = row[index]
+            feature_at[name] = np.flatnonzero(kept >= 0)
+            features[name] = self.features[name][kept[kept >= 0]]
+        return Stream(**arrays, features=features, feature_at=feature_at, info=self.info, pair=self.pair, id=self.id)
 
-NO_TIME = -(1 << 62)
+
+ARRAYS = (
+    "ids",
+    "modality",
+    "position",
+    "time",
+    "channel",
+    "segment",
+    "landmark",
+    "two_way",
+    "output_slice",
+    "weight",
+)
+"""Fields of `Stream` with one entry per token."""
+
+
+def join(parts: list[Stream]) -> Stream:
+    """Parts of one document, in order (as a session writes them), as one stream."""
+    if not parts:
+        raise StreamError("join needs at least one part")
+    offset = np.cumsum([0] + [len(part) for part in parts])
+    names = list(dict.fromkeys(name for part in parts for name in part.feature_at))
+    last = parts[-1]
+    return Stream(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS},
+        features={m: np.concatenate([part.features[m] for part in parts if m in part.features]) for m in names},
+        feature_at={
+            m: np.concatenate([part.feature_at[m] + offset[i] for i, part in enumerate(parts) if m in part.feature_at])
+            for m in names
+        },
+        info=max((part.info for part in parts), key=len),
+        pair=last.pair,
+        id=last.id,
+    )

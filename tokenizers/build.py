@@ -1,0 +1,511 @@
+"""Tokenised segments in, the arrays of a stream out.
+
+`StreamBuilder` keeps what one call leaves for the next (positions, numbering), so that a session that pushes segments one by one
+writes what a whole document would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from weft.tokenizers.clock import label
+from weft.tokenizers.interleave import Block, Prepared, interleave
+from weft.tokenizers.plan import LossPlan
+from weft.tokenizers.positions import Placer, body, rank_in_tick
+from weft.tokenizers.registry import Modality, by_name
+from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError, join
+from weft.tokenizers.vocabulary import Vocabulary
+
+_COMMON = ("start", "role", "name")
+TIME_TOKENS = 5
+_CENTISECOND = 10_000_000
+
+
+def check(item: Prepared, vocabulary: Vocabulary) -> None:
+    """Raise StreamError where a tokenizer's answer cannot stand in a stream."""
+    tokens, entry, name = item.tokens, item.entry, label(item.segment)
+    n, group = len(tokens), tokens.group
+    if entry.opener and n == 0:
+        raise StreamError(f"{name} has no tokens; drop it or give it content")
+    if group < 1 or n % group:
+        raise StreamError(f"{name}: {n} tokens are not whole groups of {group}")
+    if len(tokens.time) != n or (tokens.features is not None and len(tokens.features) != n):
+        raise StreamError(f"{name}: times and features must have one row for each of its {n} tokens")
+    if np.any(np.diff(tokens.time[::group]) < 0):
+        raise StreamError(f"{name}: its tokens go backwards in time; sort its readings")
+    if n and (tokens.time[0] < 0):
+        raise StreamError(f"{name}: its first token lies before its start")
+    if entry.fixed and (len(tokens.grid) != len(entry.shape) or int(np.prod(tokens.grid)) != n):
+        raise StreamError(f"{name}: grid {tokens.grid} does not hold its {n} tokens")
+    for which, value in zip(reversed(entry.shape), reversed(tokens.grid)):
+        if which != "frames" and not 1 <= value < vocabulary.numbers:
+            raise StreamError(
+                f"{name}: {which}={value} does not fit number tokens 1..{vocabulary.numbers - 1}; "
+                "make it smaller or raise vocabulary.numbers"
+            )
+    size = vocabulary.slices[vocabulary.slice_of[entry.name]][1] - _first(entry, vocabulary) - _tail(entry, vocabulary)
+    codes = tokens.codes
+    if n and (codes.min() < -1 or codes.max() >= size):
+        raise StreamError(
+            f"{name}: codes {int(codes.min())}..{int(codes.max())} leave the span of {size}; "
+            "the vocabulary was laid out for another tokenizer"
+        )
+    if n and tokens.features is None and codes.min() < 0:
+        raise StreamError(f"{name} has neither codes nor features; fit its tokenizer")
+
+
+def _first(entry: Modality, vocabulary: Vocabulary) -> int:
+    """Id of code 0."""
+    return vocabulary.spans[entry.spans[0]][0]
+
+
+def _tail(entry: Modality, vocabulary: Vocabulary) -> int:
+    """Ids at the end of the slice that are no content."""
+    return len(vocabulary.tails.get(entry.slice, ())) - entry.missing
+
+
+def draw_targets(items: Sequence[Prepared], plan: LossPlan | None, rng: np.random.Generator | None) -> list[bool]:
+    """Which segments bear loss, drawn in the given order. An undecided segment whose tokenizer has no codes stays observed."""
+    targets = []
+    for item in items:
+        modality, role = item.entry.name, item.segment.role
+        coded = bool(len(item.tokens) == 0 or item.tokens.codes.min() >= 0)
+        if plan is None or role == "observed":
+            targets.append(False)
+        elif role == "target":
+            if not coded:
+                raise StreamError(
+                    f"{label(item.segment)} is a target, but the {modality} tokenizer is input-only (it has no codes); "
+                    "fit its quantizer or make the role 'observed'"
+                )
+            targets.append(True)
+        else:
+            chance = plan.generate.get(modality, 0.0) if coded else 0.0
+            if 0 < chance < 1 and rng is None:
+                raise StreamError(f"the plan generates {modality} with probability {chance}; hand in rng to draw with")
+            targets.append(chance >= 1 or (chance > 0 and rng is not None and rng.random() < chance))
+    return targets
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """Pieces of the new part of the stream; arrays [pieces]."""
+
+    segment: np.ndarray
+    first: np.ndarray  # token of the segment
+    end: np.ndarray
+    block: np.ndarray
+    stamp: np.ndarray  # bool: a timestamp stands before it
+
+
+class StreamBuilder:
+    """Writes one document, in one go or part by part."""
+
+    def __init__(self, vocabulary: Vocabulary, registry: Sequence[Modality], config: StreamConfig, feature_sizes: dict[str, int]):
+        self.vocabulary, self.config, self.feature_sizes = vocabulary, config, feature_sizes
+        self.registry = by_name(tuple(registry))
+        self.number_of = {name: i for i, name in enumerate(vocabulary.modalities)}
+        self.placer = Placer(config.tick_ns)
+        self.info: tuple[SegmentInfo, ...] = ()
+        self.blocks = 0
+        """Two-way blocks written."""
+        self.clock_start: int | None = None
+        self._stamped = -1
+        self._text_weight = 0.0
+
+    # -- the document's own tokens
+
+    def open(self) -> Stream:
+        """`<doc>`."""
+        return self._own("<doc>", 0.0, landmark=True)
+
+    def close(self) -> Stream:
+        """`</doc>`, learnt where the last segment is."""
+        return self._own("</doc>", self._text_weight, landmark=False)
+
+    def _own(self, token: str, weight: float, landmark: bool) -> Stream:
+        return self.single(self.vocabulary.special[token], 0, self.placer.ordinal(1), slice=0, landmark=landmark, weight=weight)
+
+    def single(self, token: int, modality: int, position: np.ndarray, *, slice: int, **fields: Any) -> Stream:
+        """One token as a stream."""
+        values = {"time": NO_TIME, "channel": 0, "segment": -1, "landmark": False, "weight": 0.0} | fields
+        return Stream(
+            ids=np.array([token], np.int64),
+            modality=np.array([modality], np.int64),
+            position=position.astype(np.int32),
+            time=np.array([values["time"]], np.int64),
+            channel=np.array([values["channel"]], np.int64),
+            segment=np.array([values["segment"]], np.int64),
+            landmark=np.array([values["landmark"]]),
+            two_way=np.full(1, -1, np.int32),
+            output_slice=np.array([slice], np.int64),
+            weight=np.array([values["weight"]], np.float32),
+            features={m: np.zeros((0, size), np.float32) for m, size in self.feature_sizes.items()},
+            feature_at={m: np.zeros(0, np.int64) for m in self.feature_sizes},
+            info=self.info,
+        )
+
+    # -- segments
+
+    def add(
+        self, items: Sequence[Prepared], plan: LossPlan | None = None, rng: np.random.Generator | None = None
+    ) -> Stream | None:
+        """The tokens of further segments; None if there are none. Raises StreamError or ClockError naming the segment."""
+        if not items:
+            return None
+        for item in items:
+            check(item, self.vocabulary)
+        limits = [self._limit(item) for item in items]
+        blocks = interleave(items, self.config.chunk_ns, limits)
+        canonical = list(dict.fromkeys(int(i) for block in blocks for i in block.segment))
+        renumber = np.empty(len(items), np.int64)
+        renumber[canonical] = np.arange(len(canonical))
+        items = [items[i] for i in canonical]
+        targets = draw_targets(items, plan, rng)
+        weights = [plan.weight(item.entry.name, target) if plan else 0.0 for item, target in zip(items, targets)]
+        for item, target, weight in zip(items, targets, weights):
+            if not target and weight and item.entry.opener:
+                raise StreamError(
+                    f"the plan gives observed {item.entry.name} a loss weight of {weight}, but observed segments show their features; "
+                    "move the weight to plan.target"
+                )
+        pieces = self._pieces(items, [replace(block, segment=renumber[block.segment]) for block in blocks])
+        stream = self._write(items, targets, weights, pieces, blocks)
+        last = int(pieces.segment[-1])
+        self._text_weight = plan.weight("text", True) if plan and targets[last] else 0.0
+        return stream
+
+    def _limit(self, item: Prepared) -> int:
+        """Most groups in one piece: as many as the first number of a fixed shape can state."""
+        if not item.entry.fixed or len(item.entry.shape) < 3:
+            return 1 << 40
+        rest = int(np.prod(item.tokens.grid[1:]))
+        return max((self.vocabulary.numbers - 1) * rest // item.tokens.group, 1)
+
+    def _pieces(self, items: Sequence[Prepared], blocks: Sequence[Block]) -> _Pieces:
+        segment = np.concatenate([block.segment for block in blocks])
+        number = np.repeat(np.arange(len(blocks)), [len(block.segment) for block in blocks])
+        group = np.array([item.tokens.group for item in items], np.int64)[segment]
+        first = np.concatenate([block.first for block in blocks]) * group
+        end = np.concatenate([block.end for block in blocks]) * group
+        stamp = np.zeros(len(segment), bool)
+        if self.config.timestamps:
+            stamp = self._stamps(items, segment, first)
+        return _Pieces(segment, first, end, number, stamp)
+
+    def _stamps(self, items: Sequence[Prepared], segment: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Which pieces get a timestamp: clocked ones whose centisecond was not the last one written."""
+        starts = [item.start + (int(item.tokens.time[0]) if len(item.tokens) else 0) for item in items if item.start is not None]
+        if self.clock_start is None and starts:
+            self.clock_start = min(starts)
+        stamp = np.zeros(len(segment), bool)
+        for p, (i, at) in enumerate(zip(segment, first)):
+            if items[i].start is None:
+                continue
+            now = self._centiseconds(self._time_of(items[i], int(at)))
+            stamp[p] = now != self._stamped
+            self._stamped = now
+        return stamp
+
+    def _time_of(self, item: Prepared, token: int) -> int:
+        start = item.start or 0
+        return start + (int(item.tokens.time[min(token, len(item.tokens) - 1)]) if len(item.tokens) else 0)
+
+    def _centiseconds(self, time: int) -> int:
+        assert self.clock_start is not None
+        count = (time - self.clock_start) // _CENTISECOND
+        if not 0 <= count < 100**4:
+            raise StreamError(f"a timestamp of {count / 100:.0f} s does not fit four digits of base 100; set stream.timestamps=false")
+        return count
+
+    def _write(
+        self,
+        items: Sequence[Prepared],
+        targets: Sequence[bool],
+        weights: Sequence[float],
+        pieces: _Pieces,
+        blocks: Sequence[Block],
+    ) -> Stream:
+        vocabulary, segment = self.vocabulary, pieces.segment
+        entries = [item.entry for item in items]
+
+        def per_segment(values: Sequence[Any], dtype: Any = np.int64) -> np.ndarray:
+            return np.array(values, dtype)[segment]
+
+        # Ragged layout: a piece is head (timestamp, opener, shape), body, closing token.
+        opener = per_segment([1 + len(e.shape) if e.opener else 0 for e in entries])
+        head = opener + TIME_TOKENS * pieces.stamp
+        count = pieces.end - pieces.first
+        length = head + count + 1
+        start = np.cumsum(length) - length
+        total = int(length.sum())
+        piece = np.repeat(np.arange(len(segment)), length)
+        inside = np.arange(total) - start[piece]
+        is_body = (inside >= head[piece]) & (inside < (head + count)[piece])
+        body_at = np.flatnonzero(is_body)
+        tail_at = start + length - 1
+
+        # All segments' tokens side by side; `take` says which of them each body position shows.
+        offset = np.cumsum([0] + [len(item.tokens) for item in items])
+        take = (pieces.first + offset[segment] - head)[piece[body_at]] + inside[body_at]
+        codes = np.concatenate([item.tokens.codes for item in items]).astype(np.int64)
+        places = np.concatenate([_place(item) for item in items])
+        times = np.concatenate([item.tokens.time + (item.start or 0) for item in items])
+        clocked = per_segment([item.start is not None for item in items], bool)
+
+        ids = np.empty(total, np.int64)
+        first_id = per_segment([_first(e, vocabulary) for e in entries])
+        hole = per_segment([vocabulary.special.get(e.hole, -1) for e in entries])
+        body_piece = piece[body_at]
+        ids[body_at] = np.where(codes[take] >= 0, codes[take] + first_id[body_piece], hole[body_piece])
+        ids[tail_at] = per_segment([vocabulary.special[e.closer] for e in entries])
+        self._heads(ids, items, pieces, start, opener, count)
+
+        time = np.full(total, NO_TIME, np.int64)
+        first_time = np.array([self._time_of(items[i], int(at)) for i, at in zip(segment, pieces.first)], np.int64)
+        last_time = np.array([self._time_of(items[i], max(int(at) - 1, 0)) for i, at in zip(segment, pieces.end)], np.int64)
+        on_clock = clocked[piece]
+        time[on_clock] = first_time[piece[on_clock]]
+        body_clock = on_clock[body_at]
+        time[body_at[body_clock]] = times[take[body_clock]]
+        time[tail_at[clocked]] = last_time[clocked]
+
+        channel = np.zeros(total, np.int64)
+        channelled = per_segment([e.place == "channel" for e in entries], bool)[body_piece]
+        channel[body_at[channelled]] = places[take[channelled], 0]
+
+        target = per_segment(targets, bool)
+        weight = per_segment(weights, np.float32)
+        fixed = per_segment([e.fixed for e in entries], bool)
+        weight_at = weight[piece]
+        weight_at[tail_at[fixed]] = 0.0
+
+        output_slice = np.zeros(total, np.int64)
+        slice_of = per_segment([vocabulary.slice_of[e.name] for e in entries])
+        output_slice[body_at] = slice_of[body_piece]
+        output_slice[tail_at] = slice_of
+
+        two_way = np.full(total, -1, np.int32)
+        self._two_way(two_way, items, pieces, ~target, body_at, body_piece, inside, head)
+
+        landmark = np.zeros(total, bool)
+        landmark[tail_at] = True
+        known = len(self.info)
+        self.info += tuple(_info(item, aim) for item, aim in zip(items, targets))
+        features, feature_at = self._features(items, target, body_at, body_piece, take, offset, segment)
+        return Stream(
+            ids=ids,
+            modality=per_segment([self.number_of[e.name] for e in entries])[piece],
+            position=self._place(items, pieces, blocks, places, start, head, count, offset).astype(np.int32),
+            time=time,
+            channel=channel,
+            segment=segment[piece] + known,
+            landmark=landmark,
+            two_way=two_way,
+            output_slice=output_slice,
+            weight=weight_at.astype(np.float32),
+            features=features,
+            feature_at=feature_at,
+            info=self.info,
+        )
+
+    def _heads(
+        self,
+        ids: np.ndarray,
+        items: Sequence[Prepared],
+        pieces: _Pieces,
+        start: np.ndarray,
+        opener: np.ndarray,
+        count: np.ndarray,
+    ) -> None:
+        """Write timestamps, opening tokens and shapes."""
+        vocabulary = self.vocabulary
+        number = vocabulary.spans["numbers"][0]
+        for p in np.flatnonzero(pieces.stamp):
+            left = self._centiseconds(self._time_of(items[pieces.segment[p]], int(pieces.first[p])))
+            ids[start[p]] = vocabulary.special["<time>"]
+            for digit in range(4, 0, -1):
+                left, low = divmod(left, 100)
+                ids[start[p] + digit] = vocabulary.number(low)
+        begin = start + TIME_TOKENS * pieces.stamp
+        for i, item in enumerate(items):
+            if item.entry.opener is None:
+                continue
+            mine = np.flatnonzero(pieces.segment == i) if len(items) > 1 else np.arange(len(pieces.segment))
+            ids[begin[mine]] = vocabulary.special[item.entry.opener]
+            shape = item.tokens.grid[len(item.tokens.grid) - len(item.entry.shape) :]
+            for j, value in enumerate(shape):
+                ids[begin[mine] + 1 + j] = number + value
+            if item.entry.fixed:
+                ids[begin[mine] + 1] = number + count[mine] // int(np.prod(shape[1:]))
+
+    def _two_way(
+        self,
+        two_way: np.ndarray,
+        items: Sequence[Prepared],
+        pieces: _Pieces,
+        observed: np.ndarray,
+        body_at: np.ndarray,
+        body_piece: np.ndarray,
+        inside: np.ndarray,
+        head: np.ndarray,
+    ) -> None:
+        """Number the two-way blocks of observed images and frames."""
+        size = np.array([_block_size(item) for item in items], np.int64)[pieces.segment]
+        size = np.where(observed, size, 0)
+        per_piece = np.where(size > 0, (pieces.end - pieces.first) // np.maximum(size, 1), 0)
+        if not per_piece.any():
+            return
+        before = self.blocks + np.cumsum(per_piece) - per_piece
+        mine = size[body_piece] > 0
+        at, p = body_at[mine], body_piece[mine]
+        two_way[at] = before[p] + (inside[at] - head[p]) // size[p]
+        self.blocks += int(per_piece.sum())
+
+    def _features(
+        self,
+        items: Sequence[Prepared],
+        target: np.ndarray,
+        body_at: np.ndarray,
+        body_piece: np.ndarray,
+        take: np.ndarray,
+        offset: np.ndarray,
+        segment: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        features: dict[str, np.ndarray] = {}
+        feature_at: dict[str, np.ndarray] = {}
+        for name, size in self.feature_sizes.items():
+            mine = [item.entry.name == name for item in items]
+            rows = [item.tokens.features for item, yes in zip(items, mine) if yes and item.tokens.features is not None]
+            if not rows:
+                features[name], feature_at[name] = np.zeros((0, size), np.float32), np.zeros(0, np.int64)
+                continue
+            has = np.array([yes and item.tokens.features is not None for item, yes in zip(items, mine)])
+            lengths = np.array([len(item.tokens) if yes else 0 for item, yes in zip(items, has)], np.int64)
+            row_offset = np.cumsum(lengths) - lengths
+            shown = has[segment[body_piece]] & ~target[body_piece]
+            of = segment[body_piece[shown]]
+            feature_at[name] = body_at[shown]
+            features[name] = np.concatenate(rows)[take[shown] - offset[of] + row_offset[of]].astype(np.float32, copy=False)
+            if features[name].shape[1:] != (size,):
+                raise StreamError(f"{name} features have width {features[name].shape[1:]}, the tokenizer says {size}")
+        return features, feature_at
+
+    # -- positions
+
+    def _place(
+        self,
+        items: Sequence[Prepared],
+        pieces: _Pieces,
+        blocks: Sequence[Block],
+        places: np.ndarray,
+        start: np.ndarray,
+        head: np.ndarray,
+        count: np.ndarray,
+        offset: np.ndarray,
+    ) -> np.ndarray:
+        parts = []
+        for number, block in enumerate(blocks):
+            mine = np.flatnonzero(pieces.block == number)
+            if block.clocked:
+                parts.append(self._place_run(items, pieces, block, mine, places, start, head, count, offset))
+                continue
+            for p in mine:
+                item = items[pieces.segment[p]]
+                parts.append(self._place_alone(item, int(pieces.first[p]), int(pieces.end[p]), int(head[p])))
+        return np.concatenate(parts)
+
+    def _place_alone(self, item: Prepared, first: int, end: int, head: int) -> np.ndarray:
+        """A piece without a clock: head in order, body on a clock of its own, closing token after the maximum."""
+        if item.entry.opener is None:
+            return self.placer.ordinal(head + end - first + 1)
+        placer, place = self.placer, _place(item)[first:end]
+        opening = placer.ordinal(head)
+        time = item.tokens.time[first:end]
+        placer.start_clock(int(time[0]))
+        ticks = placer.ticks(time)
+        position = body(ticks, item.entry.place, place, placer.next, rank_in_tick(ticks, place[:, 0]))
+        placer.used(position)
+        return np.concatenate([opening, position, placer.ordinal(1)])
+
+    def _place_run(
+        self,
+        items: Sequence[Prepared],
+        pieces: _Pieces,
+        block: Block,
+        mine: np.ndarray,
+        places: np.ndarray,
+        start: np.ndarray,
+        head: np.ndarray,
+        count: np.ndarray,
+        offset: np.ndarray,
+    ) -> np.ndarray:
+        """A merged run: one clock for all of its pieces, opening and closing tokens included."""
+        placer = self.placer
+        placer.start_clock(block.origin)
+        segment = pieces.segment[mine]
+        begin = start[mine] - start[mine[0]]
+        length = head[mine] + count[mine] + 1
+        position = np.empty((int(length.sum()), 3), np.int64)
+        piece = np.repeat(np.arange(len(mine)), length)
+        inside = np.arange(len(position)) - begin[piece]
+        counts = dict(placer.counts)
+        for i in np.unique(segment):
+            item = items[i]
+            at = np.flatnonzero(segment[piece] == i)
+            p = piece[at]
+            place = inside[at] - head[mine][p]
+            n = count[mine][p]
+            token = pieces.first[mine][p] + np.clip(place, 0, np.maximum(n - 1, 0))
+            whole = item.tokens.time + (item.start or 0) if len(item.tokens) else np.array([item.start], np.int64)
+            whole_ticks = placer.ticks(whole)
+            ticks = whole_ticks[np.minimum(token, len(whole) - 1)]
+            if item.entry.opener is None:
+                position[at] = (ticks + inside[at])[:, None]
+                continue
+            outside = (place < 0) | (place >= n)
+            rank = rank_in_tick(whole_ticks, _place(item)[:, 0])
+            key = (item.entry.name, item.segment.name)
+            tick, seen = placer.counts.get(key, (-1, 0))
+            rank = rank + np.where(whole_ticks == tick, seen, 0)
+            counts[key] = (int(whole_ticks[-1]), int(rank[whole_ticks == whole_ticks[-1]].max()) + 1)
+            position[at] = body(ticks, item.entry.place, _place(item)[token], placer.next, rank[token])
+            step = np.where(place < 0, inside[at], 0)
+            position[at[outside]] = np.stack([ticks, ticks, ticks + step], axis=1)[outside]
+        placer.counts = counts
+        placer.used(position)
+        return position
+
+
+def _place(item: Prepared) -> np.ndarray:
+    """int64 [n 2]: places, zeros where the tokenizer gives none."""
+    if item.tokens.place is None:
+        return np.zeros((len(item.tokens), 2), np.int64)
+    return np.asarray(item.tokens.place, np.int64)
+
+
+def _block_size(item: Prepared) -> int:
+    """Tokens of one two-way block, 0 for modalities without."""
+    shape = dict(zip(item.entry.shape, item.tokens.grid))
+    return int(np.prod([shape[name] for name in item.entry.block])) if item.entry.block else 0
+
+
+def _info(item: Prepared, target: bool) -> SegmentInfo:
+    fields = {k: v for k, v in vars(item.segment).items() if k not in (*_COMMON, item.entry.content)}
+    return SegmentInfo(
+        modality=item.entry.name,
+        grid=tuple(int(v) for v in item.tokens.grid),
+        group=item.tokens.group,
+        start=item.start,
+        target=target,
+        source=item.source,
+        name=item.segment.name,
+        fields=fields,
+    )
+
+
+__all__ = ["StreamBuilder", "check", "draw_targets", "join"]
