@@ -23,8 +23,9 @@ def backends_table(length: int = 256, heads: int = 4, kv_heads: int = 2, head_wi
     table = Table("attention backend", "here", title=f"kernels on {device}, {dtype}", title_justify="left")
     chosen = False
     for name, reason in why(q, k, k, layout):
-        state = reason or ("usable" if chosen else "usable, chosen by auto")
-        chosen = chosen or not reason
+        runs = reason == "runs"
+        state = reason if chosen or not runs else "runs, chosen by auto"
+        chosen = chosen or runs
         table.add_row(name, state.replace("[", r"\["))
     return table
 
