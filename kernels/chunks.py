@@ -1,0 +1,195 @@
+"""Which queries to run together against which keys: the plan of the `sdpa` backend.
+
+In: a layout and the sizes of one call. Out: `ChunkPlan`, a list of pieces. Queries are cut into chunks that never cross a
+document unless documents are tiny; a chunk reads its main key range and the landmarks before it. Many small chunks of about the
+same size are padded into ONE batched piece; a large chunk is a piece of its own that reads slices instead of copies.
+The chunk size is the one that a cost model (fitted to `benchmarks/speed/attention.py` on CPU) finds cheapest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.kernels.layout import StreamLayout
+
+CHUNKS = (16, 32, 64, 128, 256)
+MERGE = 16  # whole documents are put together up to so many tokens
+BATCHED_AREA = 64 * 512  # chunks with more query-key pairs than this are run alone
+PAIR_NS = 0.17  # one query-key pair, per channel of all heads, forward and backward
+ROW_OVERHEAD = 28.0  # a product of r rows costs as much as one of r + 28
+PIECE_NS = 300_000.0  # calls, gathers and scatters of one piece
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """n chunks of c queries against w keys each. `queries` and `keys` are slices where n = 1 and nothing is gathered."""
+
+    chunks: int
+    width: int
+    depth: int
+    queries: slice | Tensor  # positions, int64 [n * c]
+    keys: slice | Tensor  # positions, int64 [n * w]
+    mask: Tensor | None  # bool [n c w]; None: everything is visible
+    padded: Tensor | None  # bool [n * c]: rows that repeat a query only to fill the chunk
+    biases: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def bias(self, dtype: torch.dtype, repeat: int) -> Tensor | None:
+        """Additive mask: [n 1 repeat*c w], kept for batched pieces (small); [1 1 c w], made anew for single ones."""
+        if self.mask is None:
+            return None
+        if self.chunks == 1:
+            return additive(self.mask, dtype)[:, None]
+        if (dtype, repeat) not in self.biases:
+            self.biases[dtype, repeat] = additive(self.mask, dtype).repeat(1, repeat, 1)[:, None]
+        return self.biases[dtype, repeat]
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkPlan:
+    """Pieces that cover every query once."""
+
+    chunk: int
+    pieces: list[Piece]
+
+    @property
+    def area(self) -> int:
+        """Query-key pairs computed, visible or not."""
+        return sum(p.chunks * p.width * p.depth for p in self.pieces)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, -inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def chunk_plan(layout: StreamLayout, heads: int, kv_heads: int, width: int) -> ChunkPlan:
+    """The cheapest plan for these sizes; made once per layout and size, then shared by every layer."""
+    key = ("chunks", heads, kv_heads, width)
+    if key not in layout.plans:
+        layout.plans[key] = _best(_Numbers(layout), heads, kv_heads, width)
+    return layout.plans[key]
+
+
+class _Numbers:
+    """The layout's numbers as numpy arrays."""
+
+    def __init__(self, layout: StreamLayout) -> None:
+        names = ("born", "dies", "document_start", "first_key", "end_key", "landmark_at", "first_landmark", "end_landmark")
+        self.born, self.dies, start, self.first_key, self.end_key, self.landmark_at, self.first_landmark, self.end_landmark = (
+            getattr(layout, name).cpu().numpy() for name in names
+        )
+        self.total = len(layout)
+        self.borders = np.append(np.flatnonzero(start == np.arange(self.total)), self.total)
+        self.device = layout.device
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Chunks [first, end) with their key range [low, high) and landmark range [left, right)."""
+
+    first: np.ndarray
+    end: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+    @property
+    def width(self) -> np.ndarray:
+        return self.end - self.first
+
+    @property
+    def depth(self) -> np.ndarray:
+        return self.high - self.low + self.right - self.left
+
+
+def _best(numbers: _Numbers, heads: int, kv_heads: int, width: int) -> ChunkPlan:
+    best = None
+    for size in CHUNKS:
+        chunks = _cut(numbers, size)
+        for pad in (16, 32, 64):
+            groups = _groups(chunks, pad)
+            cost = _cost(groups, heads // kv_heads, heads * width)
+            if best is None or cost < best[0]:
+                best = (cost, size, chunks, groups)
+    assert best is not None
+    _, size, chunks, groups = best
+    return ChunkPlan(size, [_piece(numbers, chunks, group, c, w) for group, c, w in groups])
+
+
+def _cut(numbers: _Numbers, size: int) -> _Chunks:
+    """Each document into equal chunks of at most `size`; runs of tiny documents into one."""
+    borders = numbers.borders[_merge(numbers.borders, min(MERGE, size))]
+    length = np.diff(borders)
+    parts = _up(length, size) // size
+    each = _up(_up(length, parts) // parts, 8)
+    parts = _up(length, each) // each
+    number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = np.repeat(borders[:-1], parts) + number * np.repeat(each, parts)
+    end = np.minimum(first + np.repeat(each, parts), np.repeat(borders[1:], parts))
+    n = numbers
+    return _Chunks(first, end, n.first_key[first], n.end_key[end - 1], n.first_landmark[first], n.end_landmark[first])
+
+
+def _up(x: np.ndarray, step: np.ndarray | int) -> np.ndarray:
+    """Rounded up to a multiple of `step`."""
+    return (x + step - 1) // step * step
+
+
+def _merge(borders: np.ndarray, most: int) -> list[int]:
+    """Indices of the borders that stay when neighbours that fit into `most` tokens together are joined."""
+    if len(borders) < 3 or int((borders[2:] - borders[:-2]).min()) > most:
+        return list(range(len(borders)))
+    kept, values = [0], borders.tolist()
+    for i in range(1, len(values) - 1):
+        if values[i + 1] - values[kept[-1]] > most:
+            kept.append(i)
+    return [*kept, len(values) - 1] if len(values) > 1 else kept
+
+
+def _groups(chunks: _Chunks, pad: int) -> list[tuple[np.ndarray, int, int]]:
+    """(chunk numbers, padded queries, padded keys): batched chunks share a size class, large ones stay alone."""
+    width, depth = chunks.width, chunks.depth
+    small = width * depth <= BATCHED_AREA
+    padded_width, padded_depth = _up(width, 16), _up(depth, pad)
+    label = np.where(small, padded_width * (1 << 40) + padded_depth, -1 - np.arange(len(width)))
+    order = np.argsort(label, kind="stable")
+    cuts = np.flatnonzero(np.diff(label[order])) + 1
+    groups = np.split(order, cuts) if len(order) else []
+    return [(group, int(width[group].max()), int(depth[group].max())) for group in groups]
+
+
+def _cost(groups: list[tuple[np.ndarray, int, int]], group: int, channels: int) -> float:
+    """Estimated ns of forward and backward."""
+    pairs = sum(len(g) * (c + ROW_OVERHEAD / group) * w for g, c, w in groups)
+    return pairs * channels * PAIR_NS + len(groups) * PIECE_NS
+
+
+def _piece(numbers: _Numbers, chunks: _Chunks, group: np.ndarray, width: int, depth: int) -> Piece:
+    first, end, low, high = (x[group, None] for x in (chunks.first, chunks.end, chunks.low, chunks.high))
+    left, right = chunks.left[group, None], chunks.right[group, None]
+    query = first + np.arange(width)
+    padded = query >= end
+    query = np.minimum(query, end - 1)
+    column = np.arange(depth)
+    marks = right - left
+    landmark = numbers.landmark_at[np.minimum(left + np.minimum(column, marks), numbers.total - 1)]
+    key = np.where(column < marks, landmark, low + column - marks)
+    valid = key < high
+    key = np.minimum(key, numbers.total - 1)
+    mask = (numbers.born[key][:, None] <= query[:, :, None]) & (query[:, :, None] < numbers.dies[key][:, None]) & valid[:, None]
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(numbers.device)
+
+    if len(group) == 1:
+        queries: slice | Tensor = slice(int(first[0, 0]), int(end[0, 0]))
+        keys: slice | Tensor = tensor(key.ravel()).long() if marks.any() else slice(int(low[0, 0]), int(high[0, 0]))
+    else:
+        queries, keys = tensor(query.ravel()).long(), tensor(key.ravel()).long()
+    kept = None if mask.all() else tensor(mask)
+    return Piece(len(group), width, depth, queries, keys, kept, tensor(padded.ravel()) if padded.any() else None)

@@ -1,0 +1,50 @@
+"""One matrix product per expert over rows sorted by expert.
+
+In: x [N D] sorted by expert, weight [E F D], counts [E]. Out: [N F]. Experts without rows take part: their gradient is zero,
+not None, and the order of the products never depends on the data.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Counts = Tensor | list[int]
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, counts: Counts, pad_rows_to: int = 1) -> Tensor:
+    """x[rows of e] @ weight[e].T for each expert e.
+
+    counts: rows per expert, summing to N; an int tensor [E] or a list. On a CPU the counts are read; on a GPU in half precision
+    they stay there. pad_rows_to: each expert's rows are padded with zeros to a multiple of this, so that with 16 a row's result
+    has the same bits whatever else is in the batch (inference). Raises ValueError for counts that do not fit.
+    """
+    if weight.ndim != 3 or x.ndim != 2 or x.shape[1] != weight.shape[2]:
+        raise ValueError(f"grouped_matmul needs x [N D] and weight [E F D]; found {tuple(x.shape)} and {tuple(weight.shape)}")
+    if len(counts) != len(weight):
+        raise ValueError(f"grouped_matmul needs one count per expert: found {len(counts)} counts, {len(weight)} experts")
+    if pad_rows_to == 1 and _fused(x, weight):
+        ends = torch.as_tensor(counts, device=x.device).cumsum(0).to(torch.int32)
+        return F.grouped_mm(x, weight.transpose(-2, -1), offs=ends)
+    sizes = counts.tolist() if isinstance(counts, Tensor) else counts
+    if sum(sizes) != len(x):
+        raise ValueError(f"counts sum to {sum(sizes)}, x has {len(x)} rows; sort the rows by expert and count all of them")
+    parts = zip(x.split(sizes), weight.unbind(0))
+    return torch.cat([_product(rows, matrix, pad_rows_to) for rows, matrix in parts])
+
+
+def _fused(x: Tensor, weight: Tensor) -> bool:
+    """Where torch's grouped product is right and faster: bfloat16 on Hopper and later, strides of multiples of 16 bytes."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or weight.dtype != x.dtype or len(x) == 0:
+        return False
+    if torch.cuda.get_device_capability(x.device) < (9, 0):
+        return False
+    return x.shape[1] % 8 == 0 and weight.shape[1] % 8 == 0 and x.is_contiguous() and weight.is_contiguous()
+
+
+def _product(rows: Tensor, matrix: Tensor, pad_rows_to: int) -> Tensor:
+    missing = -len(rows) % pad_rows_to
+    if not missing:
+        return rows @ matrix.T
+    return (F.pad(rows, (0, 0, 0, missing)) @ matrix.T)[: len(rows)]
