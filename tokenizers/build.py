@@ -1,23 +1,24 @@
 """Tokenised segments in, the arrays of a stream out.
 
-`StreamBuilder` keeps what one call leaves for the next (positions, numbering), so that a session that pushes segments one by one
-writes what a whole document would.
+`StreamBuilder` keeps what one call leaves for the next (positions, numbering), so that a session that pushes segments one by
+one writes what a whole document would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from weft.tokenizers.clock import label
+from weft.tokenizers.clock import label, segment_times
 from weft.tokenizers.interleave import Block, Prepared, interleave
+from weft.tokenizers.layout import Layout, grouped
 from weft.tokenizers.plan import LossPlan
-from weft.tokenizers.positions import Placer, body, rank_in_tick
+from weft.tokenizers.positions import Placer, place_blocks, places_of
 from weft.tokenizers.registry import Modality, by_name
-from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError, join
+from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError
 from weft.tokenizers.vocabulary import Vocabulary
 
 _COMMON = ("start", "role", "name")
@@ -91,21 +92,12 @@ def draw_targets(items: Sequence[Prepared], plan: LossPlan | None, rng: np.rando
     return targets
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """Pieces of the new part of the stream; arrays [pieces]."""
-
-    segment: np.ndarray
-    first: np.ndarray  # token of the segment
-    end: np.ndarray
-    block: np.ndarray
-    stamp: np.ndarray  # bool: a timestamp stands before it
-
-
 class StreamBuilder:
     """Writes one document, in one go or part by part."""
 
-    def __init__(self, vocabulary: Vocabulary, registry: Sequence[Modality], config: StreamConfig, feature_sizes: dict[str, int]):
+    def __init__(
+        self, vocabulary: Vocabulary, registry: Sequence[Modality], config: StreamConfig, feature_sizes: dict[str, int]
+    ):
         self.vocabulary, self.config, self.feature_sizes = vocabulary, config, feature_sizes
         self.registry = by_name(tuple(registry))
         self.number_of = {name: i for i, name in enumerate(vocabulary.modalities)}
@@ -170,12 +162,12 @@ class StreamBuilder:
         for item, target, weight in zip(items, targets, weights):
             if not target and weight and item.entry.opener:
                 raise StreamError(
-                    f"the plan gives observed {item.entry.name} a loss weight of {weight}, but observed segments show their features; "
+                    f"the plan gives observed {item.entry.name} a loss weight of {weight}, but it shows its features; "
                     "move the weight to plan.target"
                 )
-        pieces = self._pieces(items, [replace(block, segment=renumber[block.segment]) for block in blocks])
-        stream = self._write(items, targets, weights, pieces, blocks)
-        last = int(pieces.segment[-1])
+        layout = self._pieces(items, [replace(block, segment=renumber[block.segment]) for block in blocks])
+        stream = self._write(items, targets, weights, layout, blocks)
+        last = int(layout.segment[-1])
         self._text_weight = plan.weight("text", True) if plan and targets[last] else 0.0
         return stream
 
@@ -186,7 +178,7 @@ class StreamBuilder:
         rest = int(np.prod(item.tokens.grid[1:]))
         return max((self.vocabulary.numbers - 1) * rest // item.tokens.group, 1)
 
-    def _pieces(self, items: Sequence[Prepared], blocks: Sequence[Block]) -> _Pieces:
+    def _pieces(self, items: Sequence[Prepared], blocks: Sequence[Block]) -> Layout:
         segment = np.concatenate([block.segment for block in blocks])
         number = np.repeat(np.arange(len(blocks)), [len(block.segment) for block in blocks])
         group = np.array([item.tokens.group for item in items], np.int64)[segment]
@@ -195,11 +187,14 @@ class StreamBuilder:
         stamp = np.zeros(len(segment), bool)
         if self.config.timestamps:
             stamp = self._stamps(items, segment, first)
-        return _Pieces(segment, first, end, number, stamp)
+        opener = np.array([1 + len(item.entry.shape) if item.entry.opener else 0 for item in items], np.int64)[segment]
+        return Layout.of(segment, first, end, number, stamp, opener + TIME_TOKENS * stamp)
 
     def _stamps(self, items: Sequence[Prepared], segment: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Which pieces get a timestamp: clocked ones whose centisecond was not the last one written."""
-        starts = [item.start + (int(item.tokens.time[0]) if len(item.tokens) else 0) for item in items if item.start is not None]
+        starts = [
+            item.start + (int(item.tokens.time[0]) if len(item.tokens) else 0) for item in items if item.start is not None
+        ]
         if self.clock_start is None and starts:
             self.clock_start = min(starts)
         stamp = np.zeros(len(segment), bool)
@@ -219,7 +214,9 @@ class StreamBuilder:
         assert self.clock_start is not None
         count = (time - self.clock_start) // _CENTISECOND
         if not 0 <= count < 100**4:
-            raise StreamError(f"a timestamp of {count / 100:.0f} s does not fit four digits of base 100; set stream.timestamps=false")
+            raise StreamError(
+                f"a timestamp of {count / 100:.0f} s does not fit four digits of base 100; set stream.timestamps=false"
+            )
         return count
 
     def _write(
@@ -227,47 +224,39 @@ class StreamBuilder:
         items: Sequence[Prepared],
         targets: Sequence[bool],
         weights: Sequence[float],
-        pieces: _Pieces,
+        layout: Layout,
         blocks: Sequence[Block],
     ) -> Stream:
-        vocabulary, segment = self.vocabulary, pieces.segment
+        vocabulary, segment = self.vocabulary, layout.segment
         entries = [item.entry for item in items]
 
         def per_segment(values: Sequence[Any], dtype: Any = np.int64) -> np.ndarray:
             return np.array(values, dtype)[segment]
 
-        # Ragged layout: a piece is head (timestamp, opener, shape), body, closing token.
-        opener = per_segment([1 + len(e.shape) if e.opener else 0 for e in entries])
-        head = opener + TIME_TOKENS * pieces.stamp
-        count = pieces.end - pieces.first
-        length = head + count + 1
-        start = np.cumsum(length) - length
-        total = int(length.sum())
-        piece = np.repeat(np.arange(len(segment)), length)
-        inside = np.arange(total) - start[piece]
-        is_body = (inside >= head[piece]) & (inside < (head + count)[piece])
-        body_at = np.flatnonzero(is_body)
-        tail_at = start + length - 1
+        head, piece, inside = layout.head, layout.piece, layout.inside
+        total = len(piece)
+        body_at = np.flatnonzero((inside >= head[piece]) & (inside < (head + layout.count)[piece]))
+        body_piece = piece[body_at]
+        tail_at = layout.start + head + layout.count
 
         # All segments' tokens side by side; `take` says which of them each body position shows.
         offset = np.cumsum([0] + [len(item.tokens) for item in items])
-        take = (pieces.first + offset[segment] - head)[piece[body_at]] + inside[body_at]
+        take = (layout.first + offset[segment] - head)[body_piece] + inside[body_at]
         codes = np.concatenate([item.tokens.codes for item in items]).astype(np.int64)
-        places = np.concatenate([_place(item) for item in items])
+        places = np.concatenate([places_of(item) for item in items])
         times = np.concatenate([item.tokens.time + (item.start or 0) for item in items])
         clocked = per_segment([item.start is not None for item in items], bool)
 
         ids = np.empty(total, np.int64)
         first_id = per_segment([_first(e, vocabulary) for e in entries])
         hole = per_segment([vocabulary.special.get(e.hole, -1) for e in entries])
-        body_piece = piece[body_at]
         ids[body_at] = np.where(codes[take] >= 0, codes[take] + first_id[body_piece], hole[body_piece])
         ids[tail_at] = per_segment([vocabulary.special[e.closer] for e in entries])
-        self._heads(ids, items, pieces, start, opener, count)
+        self._heads(ids, items, layout)
 
         time = np.full(total, NO_TIME, np.int64)
-        first_time = np.array([self._time_of(items[i], int(at)) for i, at in zip(segment, pieces.first)], np.int64)
-        last_time = np.array([self._time_of(items[i], max(int(at) - 1, 0)) for i, at in zip(segment, pieces.end)], np.int64)
+        first_time = np.array([self._time_of(items[i], int(at)) for i, at in zip(segment, layout.first)], np.int64)
+        last_time = np.array([self._time_of(items[i], max(int(at) - 1, 0)) for i, at in zip(segment, layout.end)], np.int64)
         on_clock = clocked[piece]
         time[on_clock] = first_time[piece[on_clock]]
         body_clock = on_clock[body_at]
@@ -290,7 +279,7 @@ class StreamBuilder:
         output_slice[tail_at] = slice_of
 
         two_way = np.full(total, -1, np.int32)
-        self._two_way(two_way, items, pieces, ~target, body_at, body_piece, inside, head)
+        self._two_way(two_way, items, layout, ~target, body_at, body_piece)
 
         landmark = np.zeros(total, bool)
         landmark[tail_at] = True
@@ -300,7 +289,7 @@ class StreamBuilder:
         return Stream(
             ids=ids,
             modality=per_segment([self.number_of[e.name] for e in entries])[piece],
-            position=self._place(items, pieces, blocks, places, start, head, count, offset).astype(np.int32),
+            position=place_blocks(self.placer, items, layout, blocks).astype(np.int32),
             time=time,
             channel=channel,
             segment=segment[piece] + known,
@@ -317,53 +306,48 @@ class StreamBuilder:
         self,
         ids: np.ndarray,
         items: Sequence[Prepared],
-        pieces: _Pieces,
-        start: np.ndarray,
-        opener: np.ndarray,
-        count: np.ndarray,
+        layout: Layout,
     ) -> None:
         """Write timestamps, opening tokens and shapes."""
         vocabulary = self.vocabulary
         number = vocabulary.spans["numbers"][0]
-        for p in np.flatnonzero(pieces.stamp):
-            left = self._centiseconds(self._time_of(items[pieces.segment[p]], int(pieces.first[p])))
-            ids[start[p]] = vocabulary.special["<time>"]
+        for p in np.flatnonzero(layout.stamp):
+            left = self._centiseconds(self._time_of(items[layout.segment[p]], int(layout.first[p])))
+            ids[layout.start[p]] = vocabulary.special["<time>"]
             for digit in range(4, 0, -1):
                 left, low = divmod(left, 100)
-                ids[start[p] + digit] = vocabulary.number(low)
-        begin = start + TIME_TOKENS * pieces.stamp
-        for i, item in enumerate(items):
-            if item.entry.opener is None:
+                ids[layout.start[p] + digit] = vocabulary.number(low)
+        begin = layout.start + TIME_TOKENS * layout.stamp
+        for i, mine in grouped(layout.segment):
+            entry, grid = items[i].entry, items[i].tokens.grid
+            if entry.opener is None:
                 continue
-            mine = np.flatnonzero(pieces.segment == i) if len(items) > 1 else np.arange(len(pieces.segment))
-            ids[begin[mine]] = vocabulary.special[item.entry.opener]
-            shape = item.tokens.grid[len(item.tokens.grid) - len(item.entry.shape) :]
+            ids[begin[mine]] = vocabulary.special[entry.opener]
+            shape = grid[len(grid) - len(entry.shape) :]
             for j, value in enumerate(shape):
                 ids[begin[mine] + 1 + j] = number + value
-            if item.entry.fixed:
-                ids[begin[mine] + 1] = number + count[mine] // int(np.prod(shape[1:]))
+            if entry.fixed:
+                ids[begin[mine] + 1] = number + layout.count[mine] // int(np.prod(shape[1:]))
 
     def _two_way(
         self,
         two_way: np.ndarray,
         items: Sequence[Prepared],
-        pieces: _Pieces,
+        layout: Layout,
         observed: np.ndarray,
         body_at: np.ndarray,
         body_piece: np.ndarray,
-        inside: np.ndarray,
-        head: np.ndarray,
     ) -> None:
         """Number the two-way blocks of observed images and frames."""
-        size = np.array([_block_size(item) for item in items], np.int64)[pieces.segment]
+        size = np.array([_block_size(item) for item in items], np.int64)[layout.segment]
         size = np.where(observed, size, 0)
-        per_piece = np.where(size > 0, (pieces.end - pieces.first) // np.maximum(size, 1), 0)
+        per_piece = np.where(size > 0, layout.count // np.maximum(size, 1), 0)
         if not per_piece.any():
             return
         before = self.blocks + np.cumsum(per_piece) - per_piece
         mine = size[body_piece] > 0
         at, p = body_at[mine], body_piece[mine]
-        two_way[at] = before[p] + (inside[at] - head[p]) // size[p]
+        two_way[at] = before[p] + (layout.inside[at] - layout.head[p]) // size[p]
         self.blocks += int(per_piece.sum())
 
     def _features(
@@ -395,98 +379,6 @@ class StreamBuilder:
                 raise StreamError(f"{name} features have width {features[name].shape[1:]}, the tokenizer says {size}")
         return features, feature_at
 
-    # -- positions
-
-    def _place(
-        self,
-        items: Sequence[Prepared],
-        pieces: _Pieces,
-        blocks: Sequence[Block],
-        places: np.ndarray,
-        start: np.ndarray,
-        head: np.ndarray,
-        count: np.ndarray,
-        offset: np.ndarray,
-    ) -> np.ndarray:
-        parts = []
-        for number, block in enumerate(blocks):
-            mine = np.flatnonzero(pieces.block == number)
-            if block.clocked:
-                parts.append(self._place_run(items, pieces, block, mine, places, start, head, count, offset))
-                continue
-            for p in mine:
-                item = items[pieces.segment[p]]
-                parts.append(self._place_alone(item, int(pieces.first[p]), int(pieces.end[p]), int(head[p])))
-        return np.concatenate(parts)
-
-    def _place_alone(self, item: Prepared, first: int, end: int, head: int) -> np.ndarray:
-        """A piece without a clock: head in order, body on a clock of its own, closing token after the maximum."""
-        if item.entry.opener is None:
-            return self.placer.ordinal(head + end - first + 1)
-        placer, place = self.placer, _place(item)[first:end]
-        opening = placer.ordinal(head)
-        time = item.tokens.time[first:end]
-        placer.start_clock(int(time[0]))
-        ticks = placer.ticks(time)
-        position = body(ticks, item.entry.place, place, placer.next, rank_in_tick(ticks, place[:, 0]))
-        placer.used(position)
-        return np.concatenate([opening, position, placer.ordinal(1)])
-
-    def _place_run(
-        self,
-        items: Sequence[Prepared],
-        pieces: _Pieces,
-        block: Block,
-        mine: np.ndarray,
-        places: np.ndarray,
-        start: np.ndarray,
-        head: np.ndarray,
-        count: np.ndarray,
-        offset: np.ndarray,
-    ) -> np.ndarray:
-        """A merged run: one clock for all of its pieces, opening and closing tokens included."""
-        placer = self.placer
-        placer.start_clock(block.origin)
-        segment = pieces.segment[mine]
-        begin = start[mine] - start[mine[0]]
-        length = head[mine] + count[mine] + 1
-        position = np.empty((int(length.sum()), 3), np.int64)
-        piece = np.repeat(np.arange(len(mine)), length)
-        inside = np.arange(len(position)) - begin[piece]
-        counts = dict(placer.counts)
-        for i in np.unique(segment):
-            item = items[i]
-            at = np.flatnonzero(segment[piece] == i)
-            p = piece[at]
-            place = inside[at] - head[mine][p]
-            n = count[mine][p]
-            token = pieces.first[mine][p] + np.clip(place, 0, np.maximum(n - 1, 0))
-            whole = item.tokens.time + (item.start or 0) if len(item.tokens) else np.array([item.start], np.int64)
-            whole_ticks = placer.ticks(whole)
-            ticks = whole_ticks[np.minimum(token, len(whole) - 1)]
-            if item.entry.opener is None:
-                position[at] = (ticks + inside[at])[:, None]
-                continue
-            outside = (place < 0) | (place >= n)
-            rank = rank_in_tick(whole_ticks, _place(item)[:, 0])
-            key = (item.entry.name, item.segment.name)
-            tick, seen = placer.counts.get(key, (-1, 0))
-            rank = rank + np.where(whole_ticks == tick, seen, 0)
-            counts[key] = (int(whole_ticks[-1]), int(rank[whole_ticks == whole_ticks[-1]].max()) + 1)
-            position[at] = body(ticks, item.entry.place, _place(item)[token], placer.next, rank[token])
-            step = np.where(place < 0, inside[at], 0)
-            position[at[outside]] = np.stack([ticks, ticks, ticks + step], axis=1)[outside]
-        placer.counts = counts
-        placer.used(position)
-        return position
-
-
-def _place(item: Prepared) -> np.ndarray:
-    """int64 [n 2]: places, zeros where the tokenizer gives none."""
-    if item.tokens.place is None:
-        return np.zeros((len(item.tokens), 2), np.int64)
-    return np.asarray(item.tokens.place, np.int64)
-
 
 def _block_size(item: Prepared) -> int:
     """Tokens of one two-way block, 0 for modalities without."""
@@ -496,6 +388,8 @@ def _block_size(item: Prepared) -> int:
 
 def _info(item: Prepared, target: bool) -> SegmentInfo:
     fields = {k: v for k, v in vars(item.segment).items() if k not in (*_COMMON, item.entry.content)}
+    if fields.get("times") is not None:
+        fields["times"] = tuple(segment_times(item.segment, len(fields["times"])).tolist())
     return SegmentInfo(
         modality=item.entry.name,
         grid=tuple(int(v) for v in item.tokens.grid),
@@ -504,8 +398,6 @@ def _info(item: Prepared, target: bool) -> SegmentInfo:
         target=target,
         source=item.source,
         name=item.segment.name,
+        times=item.tokens.time[:: item.tokens.group],
         fields=fields,
     )
-
-
-__all__ = ["StreamBuilder", "check", "draw_targets", "join"]

@@ -1,8 +1,8 @@
 """Where tokens stand on the three rotary axes (t, h, w): M-RoPE with a physical clock (arXiv 2409.12191, 2503.20215).
 
 - A token without a clock and every token of a text move all three axes together, one step per token.
-- Inside a body, t is the clock in ticks (40 ms); an image or frame adds (row, column) to h and w; a sensor reading or an action
-  adds the channel to h and its place within the tick to w; sound moves t, h, w together and adds the place within the tick to w.
+- Inside a body, t is the clock in ticks (40 ms); an image or frame adds (row, column) to h and w; a sensor reading or an
+  action adds the channel to h and its place within the tick to w; sound moves t, h, w together and adds the place to w.
 - A segment without a clock has its own clock, which starts at the position after what came before; a merged run of clocked
   segments has one, so distances in t are physical across modalities. What follows starts after the maximum of the three axes.
 
@@ -11,10 +11,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from weft.tokenizers.interleave import Block, Prepared
+from weft.tokenizers.layout import Layout, grouped
 from weft.tokenizers.stream import StreamError
 
 
@@ -29,8 +32,8 @@ class Placer:
     """ns at which the running clock stands at `next`."""
     highest: int = -1
     """Largest position inside the running clock."""
-    counts: dict[tuple[str, str | None], tuple[int, int]] = field(default_factory=dict)
-    """(modality, name) -> last tick and how many groups it holds: a session's readings share ticks like a recording's."""
+    counts: dict[tuple[str, str | None], tuple[int, int, int]] = field(default_factory=dict)
+    """(modality, name) -> last ns, its tick, groups in that tick: readings pushed one by one share ticks like a recording's."""
 
     def ordinal(self, count: int) -> np.ndarray:
         """[n 3]: all three axes together, outside any running clock."""
@@ -89,3 +92,68 @@ def rank_in_tick(ticks: np.ndarray, channel: np.ndarray) -> np.ndarray:
     rank = np.empty(len(order), np.int64)
     rank[order] = at - np.maximum.accumulate(np.where(new, at, 0))
     return rank
+
+
+def places_of(item: Prepared) -> np.ndarray:
+    """int64 [n 2]: (h, w) of each token, zeros where the tokenizer gives none."""
+    if item.tokens.place is None:
+        return np.zeros((len(item.tokens), 2), np.int64)
+    return np.asarray(item.tokens.place, np.int64)
+
+
+def place_blocks(placer: Placer, items: Sequence[Prepared], layout: Layout, blocks: Sequence[Block]) -> np.ndarray:
+    """[n 3] of all tokens of the layout, block after block."""
+    parts = []
+    edge = np.searchsorted(layout.block, np.arange(len(blocks) + 1))
+    for block, first, end in zip(blocks, edge[:-1], edge[1:]):
+        if block.clocked:
+            parts.append(_place_run(placer, items, layout, block.origin, int(first), int(end)))
+            continue
+        for p in range(int(first), int(end)):
+            item = items[layout.segment[p]]
+            parts.append(_place_alone(placer, item, int(layout.first[p]), int(layout.end[p]), int(layout.head[p])))
+    return np.concatenate(parts)
+
+
+def _place_alone(placer: Placer, item: Prepared, first: int, end: int, head: int) -> np.ndarray:
+    """A piece without a clock: head in order, body on a clock of its own, closing token after the maximum."""
+    if item.entry.opener is None:
+        return placer.ordinal(head + end - first + 1)
+    place, time = places_of(item)[first:end], item.tokens.time[first:end]
+    opening = placer.ordinal(head)
+    placer.start_clock(int(time[0]))
+    ticks = placer.ticks(time)
+    position = body(ticks, item.entry.place, place, placer.next, rank_in_tick(ticks, place[:, 0]))
+    placer.used(position)
+    return np.concatenate([opening, position, placer.ordinal(1)])
+
+
+def _place_run(placer: Placer, items: Sequence[Prepared], layout: Layout, origin: int, first: int, end: int) -> np.ndarray:
+    """Pieces first .. end - 1 of a merged run: one clock for all of them, opening and closing tokens included."""
+    placer.start_clock(origin)
+    begin, stop = int(layout.start[first]), int(layout.start[end - 1] + layout.length[end - 1])
+    piece, inside = layout.piece[begin:stop], layout.inside[begin:stop]
+    position = np.empty((stop - begin, 3), np.int64)
+    for i, at in grouped(layout.segment[piece]):
+        item, p = items[i], piece[at]
+        place, n = inside[at] - layout.head[p], layout.count[p]
+        time = item.tokens.time + (item.start or 0) if len(item.tokens) else np.array([item.start], np.int64)
+        whole = placer.ticks(time)
+        token = np.minimum(layout.first[p] + np.clip(place, 0, np.maximum(n - 1, 0)), len(time) - 1)
+        ticks = whole[token]
+        if item.entry.opener is None:
+            position[at] = (ticks + inside[at])[:, None]
+            continue
+        places = places_of(item)
+        rank = rank_in_tick(whole, places[:, 0])
+        # A session pushes reading by reading: a segment that goes on where the last one of its name ended counts on.
+        key = (item.entry.name, item.segment.name)
+        before, tick, seen = placer.counts.get(key, (0, -1, 0))
+        rank = rank + np.where((whole == tick) & (before < time[0]), seen, 0)
+        placer.counts[key] = (int(time[-1]), int(whole[-1]), int(rank[whole == whole[-1]].max()) + 1)
+        position[at] = body(ticks, item.entry.place, places[token], placer.next, rank[token])
+        outside = (place < 0) | (place >= n)
+        step = np.where(place < 0, inside[at], 0)
+        position[at[outside]] = np.stack([ticks, ticks, ticks + step], axis=1)[outside]
+    placer.used(position)
+    return position

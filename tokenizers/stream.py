@@ -68,6 +68,8 @@ class SegmentInfo:
     source: int
     """Index of the segment in the document as it was handed in."""
     name: str | None = None
+    times: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [groups]: ns of each group after the segment's start."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Other fields of the user's segment (rate_hz, times, channels, units, kind, space)."""
 
