@@ -1,0 +1,102 @@
+"""From ids, modalities, channels and raw features to the residual stream.
+
+In: a batch's `ids modality channel [T]`, `features {m: [k F]}`, `feature_at {m: [k]}`. Out: [T D].
+x = E[id] + W_m . feature + modality embedding + channel embedding. The feature modules of all modalities run in one fixed
+order on possibly empty slices, because a module skipped on one rank is silently wrong under ZeRO-1/2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.model.config import ModelConfig
+from weft.model.resampler import Resampler
+from weft.model.rows import pad_rows
+
+
+class FeatureError(ValueError):
+    """A batch's features do not fit the model: unknown modality, wrong width, or a count that differs from the positions'."""
+
+
+class FeatureEncoder(nn.Module):
+    """Features of one modality [k F] -> [k' D]: linear or two layers, then perhaps a resampler."""
+
+    def __init__(self, name: str, config: ModelConfig) -> None:
+        super().__init__()
+        self.name = name
+        self.size = config.feature_sizes[name]
+        hidden = config.feature_hidden
+        if hidden is None:
+            self.proj: nn.Module = nn.Linear(self.size, config.width)
+        else:
+            self.proj = nn.Sequential(nn.Linear(self.size, hidden), nn.SiLU(), nn.Linear(hidden, config.width))
+        shape = config.resample.get(name)
+        self.resampler = Resampler(config.width, config.head_width, shape, config.norm_eps) if shape else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raw rows to rows of the stream; k' = k without a resampler, else k / tokens * latents."""
+        if features.dim() != 2 or features.shape[1] != self.size:
+            raise FeatureError(f"{self.name} features need shape [k, {self.size}], found {list(features.shape)}")
+        x = self._project(features.to(_weight_of(self.proj).dtype))
+        if self.resampler is None:
+            return x
+        tokens = self.resampler.shape.tokens
+        if len(x) % tokens:
+            raise FeatureError(f"{self.name} features come in groups of {tokens} for the resampler, found {len(x)} rows")
+        return self.resampler(x.view(-1, tokens, x.shape[-1])).flatten(0, 1)
+
+    def _project(self, features: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not len(features):
+            return self.proj(features)
+        return self.proj(pad_rows(features))[: len(features)]
+
+
+class Embedding(nn.Module):
+    """The input side of the model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.modality = nn.Embedding(config.num_modalities, config.width)
+        self.channel = nn.Embedding(config.num_channels, config.width)
+        self.features = nn.ModuleDict({name: FeatureEncoder(name, config) for name in config.feature_sizes})
+
+    def forward(self, batch: Any) -> Tensor:
+        """A batch -> [T D]. Raises `FeatureError` where features do not fit."""
+        x = self.tokens(batch.ids) + self._place(batch.modality, batch.channel)
+        self._check_names(batch.features)
+        for name, encoder in self.features.items():
+            rows, at = self._rows(name, batch.features, batch.feature_at, x)
+            encoded = encoder(rows)
+            if len(encoded) != len(at):
+                raise FeatureError(f"{name}: {len(encoded)} feature rows for {len(at)} positions in feature_at")
+            x = x.index_add(0, at, encoded.to(x.dtype))
+        return x
+
+    def _place(self, modality: Tensor, channel: Tensor) -> Tensor:
+        """Modality and channel embedding from one table [M C D]: one look-up per token instead of two."""
+        table = self.modality.weight[:, None] + self.channel.weight
+        return F.embedding(modality * self.config.num_channels + channel, table.flatten(0, 1))
+
+    def _check_names(self, features: Mapping[str, Tensor]) -> None:
+        for name, rows in features.items():
+            if name not in self.features and len(rows):
+                known = ", ".join(self.features) or "none"
+                raise FeatureError(f"batch has {name} features, the model has {known}; add {name} to config.feature_sizes")
+
+    def _rows(self, name: str, features: Mapping[str, Tensor], at: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of one modality and where they go, empty if the batch has none."""
+        if name in features:
+            return features[name], at[name]
+        size = self.config.feature_sizes[name]
+        return x.new_zeros((0, size)), torch.zeros(0, dtype=torch.int64, device=x.device)
+
+
+def _weight_of(proj: nn.Module) -> Tensor:
+    return next(proj.parameters())
