@@ -1,0 +1,213 @@
+"""One run, described by one frozen object: YAML file and dotted overrides in, `RunConfig` out.
+
+    run = load_run("run.yaml", ["optimizer.lr=3e-4", "engine.kind=deepspeed"])
+
+A section's rules live beside what it configures (`optim.py`, `loss.py`, ...); this file holds the sections that belong to the
+run itself, and the rules that join sections. Mistakes raise `ConfigError` with file, line, key and repair (`strict.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from weft.model.config import ModelConfig
+from weft.model.presets import PRESETS, preset
+from weft.tokenizers.plan import PRESETS as PLANS
+from weft.training.engine import EngineConfig
+from weft.training.finetune import FinetuneConfig
+from weft.training.loss import LossConfig
+from weft.training.monitors import MonitorConfig
+from weft.training.optim import OptimizerConfig
+from weft.training.schedule import ScheduleConfig
+from weft.training.strict import ConfigError, build, override, plain, read_yaml
+from weft.training.tracking import Name
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which model: a preset with some sizes replaced, or the weights of a folder."""
+
+    preset: str = "tiny"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Fields of `ModelConfig` to set or replace; the vocabulary's come from the tokenizer."""
+    init: Path | None = None
+    """Start from this checkpoint folder's weights (its config wins over preset and sizes)."""
+    trunk: Path | None = None
+    """Start the trunk from a LLaMA- or Mistral-style safetensors folder (see `pretrained.py`)."""
+    vision: Path | None = None
+    """Start the image patch encoder from a ViT safetensors folder."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
+
+    def config(self, vocab_size: int, slices: Sequence[tuple[int, int]], feature_sizes: dict[str, int]) -> ModelConfig:
+        """The model's sizes once the vocabulary is known."""
+        given = {"vocab_size": vocab_size, "slices": tuple(slices), "feature_sizes": feature_sizes}
+        return preset(self.preset, **{**given, **self.sizes})
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One folder of shards in the mixture."""
+
+    path: str
+    """Folder or fsspec URL that `weft prepare` wrote."""
+    weight: float = 1.0
+    """Share of the mixture before temperature."""
+    max_repeats: float | None = None
+    """How many times the source may be read in a run; None = no cap."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight of {self.path} must be positive, got {self.weight}; remove the source to leave it out")
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is read, and how much of it makes one step."""
+
+    sources: tuple[DataSource, ...] = ()
+    validation: tuple[DataSource, ...] = ()
+    """Held-out shards for the evaluation; empty = none."""
+    tokenizer: Path | None = None
+    """Folder of a `StreamTokenizer`."""
+    length: int = 512
+    """L: tokens of a row."""
+    rows: int = 4
+    """B: rows of one micro-batch on one rank."""
+    micro_batches: int = 1
+    """Micro-batches of one step over ALL ranks: a step holds rows * length * micro_batches tokens however many ranks share
+    it."""
+    plan: str = "dense"
+    """Loss plan: gato, jat, dense or instruct."""
+    temperature: float = 1.0
+    """Mixture weights are raised to 1 / temperature."""
+    modality_dropout: float = 0.0
+    """Probability with which a document loses one of its observed modalities."""
+    demonstrations: float = 0.25
+    """Share of control sequences that begin with a demonstration (Gato, section 2.2)."""
+    workers: int = 0
+    """Decoding processes per rank; the order does not depend on it."""
+    prefetch: bool = True
+    """Prepare the next step's batches in a thread while the current step runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "rows", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.plan not in PLANS:
+            raise ValueError(f"plan {self.plan!r} is not known; choose one of {', '.join(PLANS)}")
+        for name in ("modality_dropout", "demonstrations"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.temperature <= 0 or self.workers < 0:
+            raise ValueError("temperature must be positive and workers 0 or more")
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one step, padding included."""
+        return self.rows * self.length * self.micro_batches
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """When to save, what to keep."""
+
+    every: int = 500  # steps
+    keep_last: int = 2
+    keep_best: int = 0
+    """Also keep the n checkpoints with the lowest held-out loss."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue from the newest valid checkpoint in the run folder."""
+    ema: float | None = None
+    """Decay of an average of the weights, for example 0.9999; `final/` then holds the average."""
+    on_full_disk: Literal["stop", "continue"] = "stop"
+    """stop: end with an error; continue: warn, train on, and try again at the next save."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep_last < 1 or self.keep_best < 0:
+            raise ValueError(f"need every >= 1, keep_last >= 1, keep_best >= 0; got {self}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must lie in (0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class TrackingSection:
+    """Where figures go besides `metrics.jsonl`."""
+
+    trackers: tuple[Name, ...] = ("tensorboard",)
+    every: int = 1  # steps per metrics row
+    panel: Literal["auto", "live", "plain", "none"] = "auto"
+    """auto: a live panel on a terminal, plain lines elsewhere."""
+    plain_every_s: float = 10.0
+    plots: bool = True
+    """Draw PNGs into `plots/` at the end."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.plain_every_s < 0:
+            raise ValueError(f"need every >= 1 and plain_every_s >= 0, got {self}")
+
+
+@dataclass(frozen=True)
+class EvalSection:
+    """Held-out loss during the run."""
+
+    every: int = 0
+    """Steps between evaluations; 0 = only at the end, if there is held-out data."""
+    batches: int = 4
+    """Micro-batches per evaluation over all ranks; always the same ones."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.batches < 1:
+            raise ValueError(f"need every >= 0 and batches >= 1, got {self}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    folder: Path = Path("runs/run")
+    seed: int = 0
+    max_steps: int | None = None
+    max_seconds: float | None = None
+    """Time budget: the first steps are measured and `max_steps` follows from them (recorded, so a resume is exact)."""
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    tracking: TrackingSection = field(default_factory=TrackingSection)
+    evaluation: EvalSection = field(default_factory=EvalSection)
+    monitors: MonitorConfig = field(default_factory=MonitorConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("a run needs max_steps or max_seconds; add one of them")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
+        if self.engine.kind == "deepspeed" and self.engine.zero_stage > 0 and self.optimizer.kind == "muon":
+            raise ValueError("muon needs whole matrices, which ZeRO divides; use engine.zero_stage: 0 or optimizer.kind: adamw")
+
+    def to_yaml(self) -> str:
+        """The resolved config, as it is saved beside the run."""
+        return yaml.safe_dump(plain(self), sort_keys=False)
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file and apply `section.key=value` overrides. Raises `ConfigError`."""
+    data, origin = read_yaml(path)
+    return build(RunConfig, override(data, overrides), origin)
+
+
+__all__ = ["ConfigError", "RunConfig", "load_run"]

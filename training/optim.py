@@ -1,0 +1,173 @@
+"""AdamW and Muon over one model: parameters in, parameter groups and an optimizer out.
+
+With Muon, every hidden matrix (and every expert's matrix inside a 3-D weight) goes to Muon and the rest to AdamW. A group
+carries `peak` (its full learning rate); the loop writes `lr = peak * schedule` before each update. State is named per
+parameter so that it can be saved without pickle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from weft.model.init import param_groups
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and how hard it pulls."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float | None = None
+    """Peak learning rate of Muon's matrices; None = `lr` (Moonshot's RMS match, arXiv 2502.16982, lets Muon reuse it)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    """Muon's momentum."""
+    clip: float = 1.0
+    """Largest global gradient norm over all parameters, experts included; 0 = off."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or (self.muon_lr is not None and not self.muon_lr > 0):
+            raise ValueError(f"lr must be positive, got lr={self.lr} muon_lr={self.muon_lr}")
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
+            raise ValueError(f"betas and momentum must lie in [0, 1), got {self.betas} and {self.momentum}")
+        if self.weight_decay < 0 or self.clip < 0 or self.eps <= 0:
+            raise ValueError(f"need weight_decay >= 0, clip >= 0, eps > 0; got {self.weight_decay}, {self.clip}, {self.eps}")
+
+
+def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
+    """Newton-Schulz towards U V^T for every matrix of [..., rows, columns]; bfloat16 inside, as `torch.optim.Muon`.
+
+    Keller Jordan's Muon (kellerjordan.github.io/posts/muon). A batch of matrices is one batched product, so E experts cost
+    one call and each is orthogonalised alone.
+    """
+    tall = update.size(-2) > update.size(-1)
+    x = update.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for 2-D weights and stacks of them [E, rows, columns]; 2-D steps agree with `torch.optim.Muon` (match_rms_adamw)."""
+
+    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim not in (2, 3):
+                    raise ValueError(f"Muon takes matrices or stacks of matrices, got shape {tuple(p.shape)}; give it to AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+        return loss
+
+    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer, momentum, grad = state["momentum_buffer"], group["momentum"], p.grad
+        assert grad is not None
+        buffer.lerp_(grad, 1 - momentum)
+        step = orthogonalise(grad.lerp(buffer, momentum))
+        scale = 0.2 * math.sqrt(max(p.size(-2), p.size(-1)))
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(step.to(p.dtype), alpha=-group["lr"] * scale)
+
+
+class Optimizers:
+    """AdamW and, perhaps, Muon behind one face. State tensors are named `exp_avg.<parameter>` and so on."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer], names: dict[int, str]) -> None:
+        self.parts = parts
+        self.names = names
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """All groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def set_factor(self, factor: float) -> float:
+        """Write `peak * factor` to every group; returns the first group's learning rate."""
+        for group in self.param_groups:
+            group["lr"] = group["peak"] * factor
+        return float(self.param_groups[0]["lr"])
+
+    def step(self) -> None:
+        """Apply every part."""
+        for part in self.parts:
+            part.step()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Every state tensor under its own name; scalars such as Adam's step are 0-D tensors."""
+        out: dict[str, Tensor] = {}
+        for part in self.parts:
+            for p, state in part.state.items():
+                for key, value in state.items():
+                    out[f"{key}.{self.names[id(p)]}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
+        return out
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state_tensors` gave. A parameter without entries starts fresh."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for full, value in tensors.items():
+            key, _, name = full.partition(".")
+            by_name.setdefault(name, {})[key] = value
+        for part in self.parts:
+            part.state.clear()
+            for group in part.param_groups:
+                for p in group["params"]:
+                    state = by_name.get(self.names[id(p)])
+                    if state is not None:
+                        part.state[p] = {k: (v.clone() if k == "step" else v.to(p.device, copy=True)) for k, v in state.items()}
+
+
+def groups(model: nn.Module, config: OptimizerConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(AdamW groups, Muon groups) of the trainable parameters.
+
+    Learning rates and decay per kind of parameter come from the model (`weft.model.init.param_groups`), so that they transfer
+    across widths. Muon takes the hidden matrices and stacks; its update is orthogonal, so width needs no correction there.
+    """
+    adam, muon = [], []
+    for group in param_groups(model, config.lr, config.weight_decay):
+        params = [p for p in group["params"] if p.requires_grad]
+        hidden = config.kind == "muon" and group["name"] == "hidden"
+        matrices = [p for p in params if hidden and p.ndim in (2, 3)]
+        rest = [p for p in params if not (hidden and p.ndim in (2, 3))]
+        if rest:
+            adam.append({**group, "params": rest, "peak": group["lr"]})
+        if matrices:
+            peak = config.muon_lr or config.lr
+            muon.append({"params": matrices, "lr": peak, "peak": peak, "name": group["name"]})
+    return adam, muon
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
+    """AdamW (fused: one pass over memory) and Muon over the trainable parameters of `model`."""
+    adam, muon = groups(model, config)
+    if not adam and not muon:
+        raise ValueError("every parameter is frozen, so there is nothing to train; unfreeze something in finetune")
+    parts: list[torch.optim.Optimizer] = []
+    if adam:
+        parts.append(torch.optim.AdamW(adam, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+    if muon:
+        parts.append(Muon(muon, lr=config.muon_lr or config.lr, weight_decay=config.weight_decay, momentum=config.momentum))
+    return Optimizers(parts, {id(p): name for name, p in model.named_parameters()})
