@@ -19,33 +19,61 @@ from weft.kernels.layout import StreamLayout
 CHUNKS = (16, 32, 64, 128, 256)
 MERGE = 16  # whole documents are put together up to so many tokens
 BATCHED_AREA = 64 * 512  # chunks with more query-key pairs than this are run alone
-PAIR_NS = 0.17  # one query-key pair, per channel of all heads, forward and backward
-ROW_OVERHEAD = 28.0  # a product of r rows costs as much as one of r + 28
-PIECE_NS = 300_000.0  # calls, gathers and scatters of one piece
+# What the cost model knows, in ns on one core of the machine the benchmarks ran on, forward and backward together.
+PAIR_NS = 0.12  # one query-key pair, per channel
+ROW_OVERHEAD = 24.0  # a product of r rows costs as much as one of r + 24
+GATHER_NS = 2.0  # one channel of one gathered query or key
+PIECE_NS = 250_000.0  # the calls of one piece
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """n chunks of c queries against w keys each. `queries` and `keys` are slices where n = 1 and nothing is gathered."""
+class Single:
+    """One chunk of c queries against w keys, read in place where nothing has to be gathered."""
 
-    chunks: int
-    width: int
-    depth: int
-    queries: slice | Tensor  # positions, int64 [n * c]
-    keys: slice | Tensor  # positions, int64 [n * w]
+    queries: slice
+    keys: slice | Tensor  # positions, int64 [w]
+    mask: Tensor | None  # bool [c w]; None: everything is visible
+
+    @property
+    def area(self) -> int:
+        """Query-key pairs computed, visible or not."""
+        keys = self.keys.stop - self.keys.start if isinstance(self.keys, slice) else len(self.keys)
+        return (self.queries.stop - self.queries.start) * keys
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [1 1 c w], made anew each time: kept for all chunks it would outgrow the activations."""
+        return None if self.mask is None else additive(self.mask, dtype)[None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Batched:
+    """n chunks of c queries against w keys each, padded to equal size.
+
+    Indices count rows of K channels in a [T H K] or [T G K] tensor, so that one gather also brings the heads in front of the
+    chunk's tokens. A padded query repeats another one and is written to row T * H, which nobody reads.
+    """
+
+    shape: tuple[int, int, int]  # n c w
+    take_q: Tensor  # int64 [n*H*c]
+    put_q: Tensor  # int64 [n*R*c*G], the order in which the kernel stores its result
+    take_k: Tensor  # int64 [n*G*w]
+    keys: Tensor  # positions, int64 [n*w]
     mask: Tensor | None  # bool [n c w]; None: everything is visible
-    padded: Tensor | None  # bool [n * c]: rows that repeat a query only to fill the chunk
-    biases: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict, repr=False)
+    padded: Tensor | None  # bool [n 1 R*c]; None: no padded query
+    repeat: int  # R
+    biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
-    def bias(self, dtype: torch.dtype, repeat: int) -> Tensor | None:
-        """Additive mask: [n 1 repeat*c w], kept for batched pieces (small); [1 1 c w], made anew for single ones."""
-        if self.mask is None:
-            return None
-        if self.chunks == 1:
-            return additive(self.mask, dtype)[:, None]
-        if (dtype, repeat) not in self.biases:
-            self.biases[dtype, repeat] = additive(self.mask, dtype).repeat(1, repeat, 1)[:, None]
-        return self.biases[dtype, repeat]
+    @property
+    def area(self) -> int:
+        """Query-key pairs computed, visible or not."""
+        chunks, width, depth = self.shape
+        return chunks * width * depth
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [n 1 R*c w], made once (batched pieces are small)."""
+        if self.mask is not None and dtype not in self.biases:
+            self.biases[dtype] = additive(self.mask, dtype).repeat(1, self.repeat, 1)[:, None]
+        return self.biases.get(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +81,12 @@ class ChunkPlan:
     """Pieces that cover every query once."""
 
     chunk: int
-    pieces: list[Piece]
+    pieces: list[Single | Batched]
 
     @property
     def area(self) -> int:
         """Query-key pairs computed, visible or not."""
-        return sum(p.chunks * p.width * p.depth for p in self.pieces)
+        return sum(piece.area for piece in self.pieces)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,12 +141,12 @@ def _best(numbers: _Numbers, heads: int, kv_heads: int, width: int) -> ChunkPlan
         chunks = _cut(numbers, size)
         for pad in (16, 32, 64):
             groups = _groups(chunks, pad)
-            cost = _cost(groups, heads // kv_heads, heads * width)
+            cost = _cost(groups, heads, kv_heads, width)
             if best is None or cost < best[0]:
                 best = (cost, size, chunks, groups)
     assert best is not None
     _, size, chunks, groups = best
-    return ChunkPlan(size, [_piece(numbers, chunks, group, c, w) for group, c, w in groups])
+    return ChunkPlan(size, [_piece(numbers, chunks, group, c, w, heads, kv_heads) for group, c, w in groups])
 
 
 def _cut(numbers: _Numbers, size: int) -> _Chunks:
@@ -163,20 +191,28 @@ def _groups(chunks: _Chunks, pad: int) -> list[tuple[np.ndarray, int, int]]:
     return [(group, int(width[group].max()), int(depth[group].max())) for group in groups]
 
 
-def _cost(groups: list[tuple[np.ndarray, int, int]], group: int, channels: int) -> float:
+def _cost(groups: list[tuple[np.ndarray, int, int]], heads: int, kv_heads: int, size: int) -> float:
     """Estimated ns of forward and backward."""
-    pairs = sum(len(g) * (c + ROW_OVERHEAD / group) * w for g, c, w in groups)
-    return pairs * channels * PAIR_NS + len(groups) * PIECE_NS
+    total = len(groups) * PIECE_NS
+    for group, width, depth in groups:
+        chunks = len(group)
+        rows = width if chunks == 1 else width * heads // kv_heads
+        split = 256 if rows >= 768 else 64 if rows >= 192 else 32  # rows of one product inside torch's flash kernel
+        total += chunks * width * depth * heads * size * PAIR_NS * (1 + ROW_OVERHEAD / min(rows, split))
+        if chunks > 1:
+            total += chunks * (width * heads + depth * kv_heads) * size * GATHER_NS
+    return total
 
 
-def _piece(numbers: _Numbers, chunks: _Chunks, group: np.ndarray, width: int, depth: int) -> Piece:
+def _piece(
+    numbers: _Numbers, chunks: _Chunks, group: np.ndarray, width: int, depth: int, heads: int, kv_heads: int
+) -> Single | Batched:
     first, end, low, high = (x[group, None] for x in (chunks.first, chunks.end, chunks.low, chunks.high))
     left, right = chunks.left[group, None], chunks.right[group, None]
     query = first + np.arange(width)
     padded = query >= end
     query = np.minimum(query, end - 1)
-    column = np.arange(depth)
-    marks = right - left
+    column, marks = np.arange(depth), right - left
     landmark = numbers.landmark_at[np.minimum(left + np.minimum(column, marks), numbers.total - 1)]
     key = np.where(column < marks, landmark, low + column - marks)
     valid = key < high
@@ -186,10 +222,17 @@ def _piece(numbers: _Numbers, chunks: _Chunks, group: np.ndarray, width: int, de
     def tensor(x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x)).to(numbers.device)
 
-    if len(group) == 1:
-        queries: slice | Tensor = slice(int(first[0, 0]), int(end[0, 0]))
-        keys: slice | Tensor = tensor(key.ravel()).long() if marks.any() else slice(int(low[0, 0]), int(high[0, 0]))
-    else:
-        queries, keys = tensor(query.ravel()).long(), tensor(key.ravel()).long()
     kept = None if mask.all() else tensor(mask)
-    return Piece(len(group), width, depth, queries, keys, kept, tensor(padded.ravel()) if padded.any() else None)
+    if len(group) == 1:
+        keys = tensor(key[0].astype(np.int64)) if marks.any() else slice(int(low[0, 0]), int(high[0, 0]))
+        return Single(slice(int(first[0, 0]), int(end[0, 0])), keys, None if kept is None else kept[0])
+    repeat = heads // kv_heads
+    head = np.arange(heads)[:, None]
+    take_q = query[:, None].astype(np.int64) * heads + head
+    put_q = np.where(padded[:, None], numbers.total * heads, take_q)
+    put_q = put_q.reshape(len(group), kv_heads, repeat * width).transpose(0, 2, 1)
+    key = key.astype(np.int64)
+    take_k = key[:, None] * kv_heads + head[:kv_heads]
+    rows = tensor(np.tile(padded, repeat)[:, None]) if padded.any() else None
+    indices = (tensor(x).view(-1) for x in (take_q, put_q, take_k, key))
+    return Batched((len(group), width, depth), *indices, kept, rows, repeat)

@@ -2,7 +2,7 @@
 
 In: positions [T 3], once per batch; then queries [T H K] and keys [T G K] of every layer. Out: the same, normalised and turned.
 A head's K channels are K/2 pairs (c, c + K/2); pair i turns by position * theta^(-2i/K), the position being that of ONE axis.
-The axes are spread evenly over the pairs, so that each axis has slow and fast pairs, and a token whose three positions are equal
+The axes are spread evenly over the pairs: each axis has slow and fast ones, and a token whose three positions are equal
 (text) is turned exactly as by ordinary one-axis rotary (Su et al. 2021; three axes: Wang et al. 2024, Qwen2-VL).
 """
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from weft.kernels.elementwise import rms_norm
-
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of every token's angles, float32 [T K/2]."""
@@ -31,7 +30,7 @@ def axis_of_pair(split: tuple[int, int, int]) -> list[int]:
 
 
 def rope_table(position: Tensor, head_width: int, theta: float = 10_000.0, split: tuple[int, int, int] | None = None) -> Rotary:
-    """cos and sin [T K/2] of T tokens, once per batch, for all layers. position [T 3] int; split: pairs per axis, summing to head_width / 2.
+    """cos and sin [T K/2], once per batch for all layers. position [T 3] int; split: pairs per axis, summing to head_width / 2.
 
     Angles are made in float64: a clock position of 10^6 in float32 would be off by 0.06 rad.
     """

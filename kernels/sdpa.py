@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.kernels.chunks import ChunkPlan, Piece, chunk_plan
+from weft.kernels.chunks import Batched, ChunkPlan, Single, chunk_plan
 from weft.kernels.layout import StreamLayout
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -43,14 +43,12 @@ def run(
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: ChunkPlan, scale: float) -> tuple[Tensor, Tensor]:
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        wide = q.dtype if q.dtype == torch.float64 else torch.float32
-        lse = q.new_empty(q.shape[:2], dtype=wide)
+        out, lse = _empty(q, q.shape[2], q.dtype), _empty(q, 1, _wide(q))
         for piece in plan.pieces:
-            repeat = q.shape[1] // k.shape[1]
-            part, part_lse = _forward(*_operands(piece, q, k, v), attn_mask=piece.bias(q.dtype, repeat), scale=scale)
-            _put(out, piece, _rows(part, piece, q.shape[1]))
-            _put(lse, piece, _rows(part_lse[..., None], piece, q.shape[1])[..., 0])
+            part, part_lse = _forward(*_operands(piece, q, k, v), attn_mask=piece.bias(q.dtype), scale=scale)
+            _put(out, piece, part)
+            _put(lse, piece, part_lse[..., None])
+        out, lse = out[:-1].view(q.shape), lse[:-1].view(q.shape[:2])
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale = plan, scale
         ctx.mark_non_differentiable(lse)
@@ -60,93 +58,87 @@ class _ChunkedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        wide = q.dtype if q.dtype == torch.float64 else torch.float32  # a key's gradient is a sum over chunks
-        grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-        grad_k, grad_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
+        grad_q = _empty(q, q.shape[2], q.dtype)
+        grad_k, grad_v = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k, v))  # sums over chunks
         for piece in ctx.plan.pieces:
-            heads = _heads(piece, grad, k.shape[1])
-            if piece.padded is not None:
-                heads = heads.masked_fill(_padding(piece, heads), 0)
-            bias = piece.bias(q.dtype, q.shape[1] // k.shape[1])
+            part_grad, part_out = (_heads(piece, x, k.shape[1]) for x in (grad, out))
             part_lse = _heads(piece, lse[..., None], k.shape[1])[..., 0].contiguous()
-            operands = (heads, *_operands(piece, q, k, v), _heads(piece, out, k.shape[1]), part_lse)
-            part_q, part_k, part_v = _backward(*operands, 0.0, False, attn_mask=bias, scale=ctx.scale)
-            _put(grad_q, piece, _rows(part_q, piece, q.shape[1]), last=False)
+            if isinstance(piece, Batched) and piece.padded is not None:
+                part_lse.masked_fill_(piece.padded, float("inf"))  # weights exp(score - inf) = 0: no gradient
+            operands = (part_grad, *_operands(piece, q, k, v), part_out, part_lse)
+            part_q, part_k, part_v = _backward(*operands, 0.0, False, attn_mask=piece.bias(q.dtype), scale=ctx.scale)
+            _put(grad_q, piece, part_q)
             _add(grad_k, piece, part_k)
             _add(grad_v, piece, part_v)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+        return grad_q[:-1].view(q.shape), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
 def _by_autograd(q: Tensor, k: Tensor, v: Tensor, plan: ChunkPlan, scale: float) -> Tensor:
+    heads, size = q.shape[1:]
     parts, places = [], []
     for piece in plan.pieces:
-        mask = piece.bias(q.dtype, q.shape[1] // k.shape[1])
-        part = F.scaled_dot_product_attention(*_operands(piece, q, k, v), attn_mask=mask, scale=scale)
-        keep = slice(None) if piece.padded is None else ~piece.padded
-        parts.append(_rows(part, piece, q.shape[1])[keep])
-        at = torch.arange(len(q), device=q.device)
-        places.append(_take(at, piece.queries)[keep])
-    return torch.cat(parts).index_select(0, torch.argsort(torch.cat(places)))
+        part = F.scaled_dot_product_attention(*_operands(piece, q, k, v), attn_mask=piece.bias(q.dtype), scale=scale)
+        parts.append(_rows(piece, part))
+        if isinstance(piece, Single):
+            places.append(torch.arange(piece.queries.start * heads, piece.queries.stop * heads, device=q.device))
+        else:
+            places.append(piece.put_q)
+    order = torch.argsort(torch.cat(places))[: len(q) * heads]  # rows of padded queries come last
+    return torch.cat(parts).index_select(0, order).view(-1, heads, size)
 
 
-def _take(x: Tensor, index: slice | Tensor) -> Tensor:
-    return x[index] if isinstance(index, slice) else x.index_select(0, index)
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _heads(piece: Piece, x: Tensor, kv_heads: int) -> Tensor:
-    """[T H K] to what the kernel reads: a single chunk keeps [G R c K] views, a batch folds R into the rows [n G R*c K]."""
-    taken = _take(x, piece.queries)
+def _empty(q: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Rows of every token and head, and one more for padded queries."""
+    return q.new_empty((q.shape[0] * q.shape[1] + 1, size), dtype=dtype)
+
+
+def _heads(piece: Single | Batched, x: Tensor, kv_heads: int) -> Tensor:
+    """[T H K] to what the kernel reads: a single chunk [G R c K] in place, a batch [n G R*c K] with R folded into the rows."""
     heads, size = x.shape[1:]
-    if piece.chunks == 1:
-        return taken.view(piece.width, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3)
-    taken = taken.view(piece.chunks, piece.width, kv_heads, heads // kv_heads, size)
-    return taken.permute(0, 2, 3, 1, 4).reshape(piece.chunks, kv_heads, -1, size)
+    if isinstance(piece, Single):
+        return x[piece.queries].unflatten(1, (kv_heads, heads // kv_heads)).permute(1, 2, 0, 3)
+    return x.reshape(-1, size).index_select(0, piece.take_q).view(piece.shape[0], kv_heads, -1, size)
 
 
-def _operands(piece: Piece, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    kv_heads, size = k.shape[1:]
-    pair = []
-    for x in (k, v):
-        taken = _take(x, piece.keys).view(piece.chunks, piece.depth, kv_heads, size).transpose(1, 2)
-        if piece.chunks == 1:
-            taken = taken[0, :, None].expand(kv_heads, q.shape[1] // kv_heads, piece.depth, size)
-        pair.append(taken)
-    return _heads(piece, q, kv_heads), pair[0], pair[1]
+def _operands(piece: Single | Batched, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _heads(piece, q, k.shape[1]), _keys(piece, k, q.shape[1]), _keys(piece, v, q.shape[1])
 
 
-def _rows(part: Tensor, piece: Piece, heads: int) -> Tensor:
-    """The kernel's result back to [n*c H K]."""
-    size = part.shape[-1]
-    if piece.chunks == 1:
-        return part.permute(2, 0, 1, 3).reshape(piece.width, heads, size)
-    kv_heads = part.shape[1]
-    part = part.reshape(piece.chunks, kv_heads, heads // kv_heads, piece.width, size)
-    return part.permute(0, 3, 1, 2, 4).reshape(-1, heads, size)
+def _keys(piece: Single | Batched, x: Tensor, heads: int) -> Tensor:
+    """[T G K] to [G R w K] without a copy for the repeats, or [n G w K]."""
+    kv_heads, size = x.shape[1:]
+    if isinstance(piece, Batched):
+        return x.reshape(-1, size).index_select(0, piece.take_k).view(piece.shape[0], kv_heads, -1, size)
+    taken = x[piece.keys] if isinstance(piece.keys, slice) else x.index_select(0, piece.keys)
+    return taken.transpose(0, 1)[:, None].expand(-1, heads // kv_heads, -1, -1)
 
 
-def _put(target: Tensor, piece: Piece, rows: Tensor, last: bool = True) -> None:
-    """Write the rows of a piece. A padded row repeats its chunk's last query: an equal result forward, none backward."""
-    if isinstance(piece.queries, slice):
-        target[piece.queries] = rows
-    elif last or piece.padded is None:
-        target.index_copy_(0, piece.queries, rows)
-    else:
-        keep = (~piece.padded).nonzero()[:, 0]
-        target.index_copy_(0, piece.queries.index_select(0, keep), rows.index_select(0, keep))
+def _rows(piece: Single | Batched, part: Tensor) -> Tensor:
+    """The kernel's result as rows of one token and head each, in the order of the piece."""
+    part = part.permute(2, 0, 1, 3) if isinstance(piece, Single) else part.transpose(1, 2)
+    return part.reshape(-1, part.shape[-1])
 
 
-def _padding(piece: Piece, heads: Tensor) -> Tensor:
-    """Which folded rows are padding: bool [n 1 R*c 1]."""
-    assert piece.padded is not None
-    rows = piece.padded.view(piece.chunks, piece.width)
-    return rows.repeat(1, heads.shape[2] // piece.width)[:, None, :, None]
+def _put(target: Tensor, piece: Single | Batched, part: Tensor) -> None:
+    """Write a piece's result into the rows of every token and head."""
+    if isinstance(piece, Batched):
+        target.index_copy_(0, piece.put_q, _rows(piece, part))
+        return
+    heads = part.shape[0] * part.shape[1]
+    place = target[piece.queries.start * heads : piece.queries.stop * heads]
+    place.view(-1, *part.shape[:2], part.shape[-1]).copy_(part.permute(2, 0, 1, 3))
 
 
-def _add(total: Tensor, piece: Piece, part: Tensor) -> None:
-    """Add a piece's key or value gradient to the sum."""
-    if piece.chunks == 1:
-        part = part.sum(1)[None] if part.shape[1] > 1 else part.transpose(0, 1)
-    rows = part.transpose(1, 2).reshape(-1, *total.shape[1:]).to(total.dtype)
+def _add(total: Tensor, piece: Single | Batched, part: Tensor) -> None:
+    """Add a piece's key or value gradient to the sum [T G K]."""
+    if isinstance(piece, Batched):
+        total.index_add_(0, piece.keys, part.transpose(1, 2).reshape(-1, *total.shape[1:]).to(total.dtype))
+        return
+    rows = part.sum(1, dtype=total.dtype).transpose(0, 1)
     if isinstance(piece.keys, slice):
         total[piece.keys] += rows
     else:
