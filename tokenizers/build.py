@@ -144,9 +144,12 @@ class StreamBuilder:
     # -- segments
 
     def add(
-        self, items: Sequence[Prepared], plan: LossPlan | None = None, rng: np.random.Generator | None = None
+        self,
+        items: Sequence[Prepared],
+        plan: LossPlan | None = None,
+        rng: np.random.Generator | None = None,
     ) -> Stream | None:
-        """The tokens of further segments; None if there are none. Raises StreamError or ClockError naming the segment."""
+        """The tokens of further segments; None if there are none. Raises StreamError naming the segment."""
         if not items:
             return None
         for item in items:
@@ -167,8 +170,7 @@ class StreamBuilder:
                 )
         layout = self._pieces(items, [replace(block, segment=renumber[block.segment]) for block in blocks])
         stream = self._write(items, targets, weights, layout, blocks)
-        last = int(layout.segment[-1])
-        self._text_weight = plan.weight("text", True) if plan and targets[last] else 0.0
+        self._text_weight = plan.weight("text", True) if plan and targets[int(layout.segment[-1])] else 0.0
         return stream
 
     def _limit(self, item: Prepared) -> int:

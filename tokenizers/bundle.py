@@ -91,30 +91,19 @@ class StreamTokenizer:
         rng: np.random.Generator | None = None,
         close: bool = True,
         cache: MutableMapping[str, Tokens] | None = None,
-        open_last: bool = False,
     ) -> Stream:
         """One document as a stream.
 
-        Without a plan everything is observed and nothing is learnt (a prompt). `close` appends `</doc>`. `open_last` leaves out
-        the last segment's closing token, so that generation goes on inside it (text, audio, sensor, action). `cache` maps
-        `media_key` to `Tokens`: media that come again are tokenised once.
+        Without a plan everything is observed and nothing is learnt (a prompt). `close` appends `</doc>`. `cache`
+        maps `media_key` to `Tokens`: media that come again are tokenised once.
         Raises StreamError, ClockError or the tokenizer's own error, naming the segment.
         """
         document = as_document(document)
         builder = self.builder()
-        parts = [builder.open()]
-        body = builder.add(self.prepare(document.segments, cache), plan, rng)
-        if body is not None:
-            parts.append(self._opened(body) if open_last else body)
-        if close and not open_last:
+        parts = [builder.open(), builder.add(self.prepare(document.segments, cache), plan, rng)]
+        if close:
             parts.append(builder.close())
-        return replace(join(parts), pair=document.pair, id=document.id)
-
-    def _opened(self, body: Stream) -> Stream:
-        last = body.info[int(body.segment[-1])]
-        if self.entries[last.modality].fixed:
-            raise StreamError(f"the last segment is {last.modality}, whose length is fixed; it cannot be left open")
-        return body.take(np.arange(len(body) - 1))
+        return replace(join([part for part in parts if part is not None]), pair=document.pair, id=document.id)
 
     def builder(self) -> StreamBuilder:
         """Writes one document part by part (sessions): `open`, `add(tok.prepare(segments))`, `close`."""

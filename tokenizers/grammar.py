@@ -129,18 +129,19 @@ class Grammar:
         allowed: Iterable[Want] | None = None,
         holes: bool = True,
         inside: bool = False,
+        stamps: bool = True,
         forbidden: Iterable[int] = (),
     ) -> None:
-        """`sequence`: exactly these pieces, then done. `allowed`: any pieces of these, until `</doc>`. Neither: anything.
+        """`sequence`: exactly these pieces, then done. `allowed`: any of these, until `</doc>`. Neither: anything.
 
-        `holes=False` forbids content without a code (generation). `inside` starts after `<doc>`. `forbidden` are ids that no
-        text may use (pieces that stand for nothing).
+        `holes=False` forbids content without a code (generation). `inside` starts after `<doc>`. `stamps=False` forbids
+        timestamps. `forbidden` are ids that no text may use (pieces that stand for nothing).
         """
         self.vocabulary = vocabulary
         self.registry = {name: e for name, e in by_name(tuple(registry)).items() if name in vocabulary.modalities}
         self.sequence = None if sequence is None else list(sequence)
         self.allowed = None if allowed is None else {want.modality: want for want in allowed}
-        self.holes = holes
+        self.holes, self.stamps = holes, stamps and vocabulary.numbers >= STAMP_BASE
         self.at = 0
         """Tokens read."""
         self.pieces: list[Piece] = []
@@ -246,7 +247,7 @@ class Grammar:
                 ranges.append(_one(special[entry.closer]))
         if self._stamp is None and self.sequence is None:
             ranges.append(_one(special["</doc>"]))
-            if self.vocabulary.numbers >= STAMP_BASE:
+            if self.stamps:
                 ranges.append(_one(special["<time>"]))
         return ranges
 

@@ -154,7 +154,7 @@ def join(parts: list[Stream]) -> Stream:
             m: np.concatenate([part.feature_at[m] + offset[i] for i, part in enumerate(parts) if m in part.feature_at])
             for m in names
         },
-        info=max((part.info for part in parts), key=len),
+        info=last.info,
         pair=last.pair,
         id=last.id,
     )
