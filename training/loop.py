@@ -175,11 +175,9 @@ class Loop:
         self._restore(folder)
         return folder
 
-    def _restore(self, folder: Path) -> dict[str, Any]:
-        self.progress, windows, trainer = state.restore(folder, self.engine, self.ema)
-        state.check_same_run(folder, trainer, self._identity())
+    def _restore(self, folder: Path) -> None:
+        self.progress, windows = state.restore(folder, self.engine, self.ema, self._identity())
         self.monitors.load_state(windows)
-        return trainer
 
     def _identity(self) -> dict[str, Any]:
         tokenizer = self.parts.tokenizer

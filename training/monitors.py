@@ -129,7 +129,7 @@ class Monitors:
         for modality, n in tokens.items():
             self.seen[modality] = self.seen.get(modality, 0) + int(n)
         total = max(1, sum(self.seen.values()))
-        return {f"token_share/{m}": n / total for m, n in self.seen.items() if n}
+        return {f"token_share/{m}": self.seen[m] / total for m in MODALITIES if self.seen.get(m)}
 
 
 def robust_z(value: float, window: list[float]) -> float:

@@ -123,9 +123,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path} ({error}); use another checkpoint") from error
 
 
-def restore(folder: Path, engine: Engine, ema: Ema | None) -> tuple[Progress, dict[str, Any], dict[str, Any]]:
-    """Put weights, moments and average back; returns (progress, monitors' state, trainer.json)."""
+def restore(folder: Path, engine: Engine, ema: Ema | None, identity: dict[str, Any]) -> tuple[Progress, dict[str, Any]]:
+    """Put weights, moments and average back; returns (progress, monitors' state)."""
     trainer = read_json(folder / "trainer.json")
+    check_same_run(folder, trainer, identity)
     engine.load(load_weights(folder), load_file(folder / "optimizer.safetensors"), trainer["engine"])
     if ema is not None:
         path = folder / "ema.safetensors"
@@ -133,14 +134,14 @@ def restore(folder: Path, engine: Engine, ema: Ema | None) -> tuple[Progress, di
             raise CheckpointError(f"{folder} holds no average of the weights; set checkpoint.ema to null or start a new folder")
         ema.average = load_file(path)
         ema.updates = int(trainer["average_updates"])
-    return Progress(**trainer["progress"]), trainer["monitors"], trainer
+    return Progress(**trainer["progress"]), trainer["monitors"]
 
 
-def check_same_run(folder: Path, trainer: dict[str, Any], extra: dict[str, Any]) -> None:
+def check_same_run(folder: Path, trainer: dict[str, Any], identity: dict[str, Any]) -> None:
     """Refuse to continue with another tokenizer, model, seed or data: the result would be neither run."""
-    for name, now in extra.items():
+    for name, now in identity.items():
         then = trainer.get(name)
-        if name != "config" and json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
+        if json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
             difference = _first_difference(then, now)
             raise CheckpointError(
                 f"{folder} was written with another {re.sub('_', ' ', name)} ({difference}); use that one, or a new run folder"

@@ -1,0 +1,265 @@
+"""A run that is killed, stopped or poisoned is the run that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.runs import config, data, fingerprint, go, sha
+from tests.training.synthetic import small_model
+from weft.tokenizers.pack import Batch
+from weft.training.checkpoint import checkpoints
+from weft.training.config import RunConfig
+from weft.training.loop import Moment, Terminated, TrainingDiverged
+from weft.training.tracking import read_jsonl
+
+
+def child(run: RunConfig) -> int:
+    """Run in a forked copy of this process, which has imported everything already; returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        go(run)
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os._exit(code)
+
+
+def end(pid: int, after_s: float) -> int | None:
+    """Kill `pid` after a while; the exit status if it was faster."""
+    deadline = time.monotonic() + after_s
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return None if code == -signal.SIGKILL else code
+
+
+def kill_until(run_of: object, folder: Path, kills: int, seed: int, reference: dict[str, str], longest_s: float) -> int:
+    """SIGKILL at random times, start again, and hold every finished run against the reference; returns finished runs."""
+    draw, done, finished = random.Random(seed), 0, 0
+    while done < kills:
+        run = config(folder / str(finished), checkpoint={"ema": 0.9})
+        code = end(child(run), draw.uniform(0, longest_s))
+        if code is None:
+            done += 1
+            continue
+        assert code == 0, f"a resumed run failed with {code}"
+        assert fingerprint(run.folder) == reference
+        finished += 1
+    run = config(folder / str(finished), checkpoint={"ema": 0.9})
+    assert end(child(run), 60.0) == 0
+    assert fingerprint(run.folder) == reference
+    return finished + 1
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """An uninterrupted run, and how long it took."""
+    torch.manual_seed(0)
+    run = config(tmp_path_factory.mktemp("whole"), checkpoint={"ema": 0.9})
+    start = time.monotonic()
+    go(run)
+    return fingerprint(run.folder), time.monotonic() - start
+
+
+def test_killed_anywhere_and_resumed_equals_uninterrupted(reference, tmp_path):
+    marks, seconds = reference
+    assert kill_until(None, tmp_path, 20, 1, marks, 0.8 * seconds) >= 1
+
+
+@pytest.mark.slow
+def test_hundred_kills_change_nothing(reference, tmp_path):
+    marks, seconds = reference
+    assert kill_until(None, tmp_path, 100, 2, marks, 0.8 * seconds) >= 1
+
+
+def test_three_chained_resumes_see_every_batch_once_and_in_order(tmp_path):
+    seen: list[tuple[int, int]] = []
+
+    class Watched:
+        def __init__(self, run: RunConfig) -> None:
+            self.inner = data(run)
+
+        def batches(self, step: int, rank: int, world: int) -> list[Batch]:
+            found = self.inner.batches(step, rank, world)
+            seen.append((step, int(sum(b.ids.sum() for b in found))))
+            return found
+
+        def close(self) -> None:
+            self.inner.close()
+
+    whole = config(tmp_path / "whole", max_steps=12, monitors={"probe_every": 0})
+    go(whole, source=Watched(whole))
+    expected, seen[:] = list(seen), []
+    for steps in (3, 6, 9, 12):
+        part = config(tmp_path / "parts", max_steps=steps, schedule={"kind": "constant"}, monitors={"probe_every": 0})
+        go(part, source=Watched(part))
+    assert seen == expected
+    assert [step for step, _ in seen] == list(range(12))
+
+
+def test_sigterm_saves_and_exits_143_then_resumes_exactly(reference, tmp_path):
+    marks, _ = reference
+    run = config(tmp_path / "run", checkpoint={"ema": 0.9})
+
+    def stop_at_five(moment: Moment) -> None:
+        if moment.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated) as ended:
+        go(run, callbacks=[stop_at_five])
+    assert ended.value.code == 143
+    assert checkpoints(run.folder / "checkpoints")[-1].name == "step-00000005"
+    go(run)
+    assert fingerprint(run.folder) == marks
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(reference, tmp_path):
+    marks, _ = reference
+    run = config(tmp_path / "run", checkpoint={"ema": 0.9})
+    go(run)
+    newest = checkpoints(run.folder / "checkpoints")[-1]
+    raw = bytearray((newest / "optimizer.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(raw)
+    go(run)
+    assert fingerprint(run.folder) == marks
+
+
+# ---- poison ----------------------------------------------------------------------------------------------------------------
+
+
+class Poisoned:
+    """Steps of `bad` carry NaN; with `leave_out` they are not there at all."""
+
+    def __init__(self, run: RunConfig, bad: set[int], where: str, leave_out: bool = False) -> None:
+        self.inner, self.bad, self.where, self.leave_out = data(run), bad, where, leave_out
+
+    def batches(self, step: int, rank: int, world: int) -> list[Batch]:
+        if self.leave_out:
+            good = [s for s in range(64) if s not in self.bad]
+            return self.inner.batches(good[step], rank, world)
+        first, *rest = self.inner.batches(step, rank, world)
+        if step in self.bad and self.where == "weight":
+            first = replace(first, weight=first.weight.masked_fill(first.weight > 0, float("nan")))
+            assert bool(first.weight.isnan().any())
+        if step in self.bad and self.where == "input":
+            first = replace(first, features={k: torch.full_like(v, float("nan")) for k, v in first.features.items()})
+        return [first, *rest]
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    at = folder / "checkpoints" / f"step-{step:08d}"
+    return {**load_file(at / "model.safetensors"), **load_file(at / "optimizer.safetensors")}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("where", ["input", "expert", "loss", "gradient"])
+def test_poisoned_batch_leaves_the_run_that_never_saw_it(where, tmp_path):
+    bad = {4}
+    steady = {"schedule": {"kind": "constant", "warmup_steps": 0}, "monitors": {"probe_every": 0}}
+    clean = config(tmp_path / "clean", max_steps=7, **steady)
+    go(clean, source=Poisoned(clean, bad, where, leave_out=True))
+
+    run = config(tmp_path / "run", max_steps=8, **steady)
+    model = small_model()
+    now = {"step": 0}
+    hooks = []
+    if where == "expert":
+        experts = model.routers()[0].experts
+
+        def break_expert(module, args, out):
+            return out + float("nan") if now["step"] in bad else out
+
+        hooks.append(experts.register_forward_hook(break_expert))
+    if where == "gradient":
+
+        def break_gradient(grad):
+            return grad * float("nan") if now["step"] in bad else grad
+
+        hooks.append(model.blocks[0].attention_norm.weight.register_hook(break_gradient))
+
+    def tell(moment: Moment) -> None:
+        now["step"] = moment.step + 1
+
+    kind = {"input": "input", "loss": "weight"}.get(where, "none")
+    with contextlib.ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        go(run, source=Poisoned(run, bad, kind), model=model, callbacks=[tell])
+    assert equal(tensors(run.folder, 8), tensors(clean.folder, 7))
+    rows = read_jsonl(run.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("applied") == 0.0] == [4]
+
+
+def test_three_poisoned_steps_roll_back_and_continue_behind_them(tmp_path):
+    run = config(tmp_path / "run", max_steps=9, schedule={"kind": "constant"}, monitors={"probe_every": 0})
+    go(run, source=Poisoned(run, {4, 5, 6}, "input"))
+    events = [row["event"] for row in read_jsonl(run.folder / "metrics.jsonl") if "event" in row]
+    assert any("rollback: weights of step 3, data goes on at step 7" in event for event in events)
+    other = config(tmp_path / "other", max_steps=5, schedule={"kind": "constant"}, monitors={"probe_every": 0})
+    go(other, source=Poisoned(other, {3, 4, 5, 6}, "input", leave_out=True))
+    assert equal(tensors(run.folder, 9), tensors(other.folder, 5))
+
+
+def test_poison_without_end_stops_with_a_sentence(tmp_path):
+    run = config(tmp_path / "run", max_steps=40, monitors={"probe_every": 0})
+    with pytest.raises(TrainingDiverged, match="lower optimizer.lr"):
+        go(run, source=Poisoned(run, set(range(4, 40)), "input"))
+
+
+def test_prefetch_thread_changes_nothing(reference, tmp_path):
+    marks, _ = reference
+    run = config(tmp_path / "run", checkpoint={"ema": 0.9}, data={"prefetch": True})
+    go(run)
+    assert {k: v for k, v in fingerprint(run.folder).items()} == marks
+
+
+def test_time_budget_ends_in_time_and_a_resume_keeps_its_decision(tmp_path):
+    run = config(tmp_path / "run", max_steps=None, max_seconds=2.0, monitors={"probe_every": 0}, checkpoint={"every": 5})
+    start = time.monotonic()
+    first = go(run)
+    assert time.monotonic() - start < 4.0
+    assert first.steps > 12
+    again = go(run)
+    assert again.steps >= first.steps - 1
+    rows = [row["step"] for row in read_jsonl(run.folder / "metrics.jsonl")]
+    assert rows == sorted(rows)
+    assert np.all(np.diff(sorted(set(rows))) == 1)
+
+
+def test_another_seed_or_model_is_refused(tmp_path):
+    run = config(tmp_path / "run", max_steps=3)
+    go(run)
+    with pytest.raises(ValueError, match="another seed"):
+        go(config(tmp_path / "run", max_steps=6, seed=1))
+    with pytest.raises(ValueError, match=r"another model|size mismatch"):
+        go(config(tmp_path / "run", max_steps=6), model=small_model(expert_width=32))
+    assert sha(run.folder / "final" / "model.safetensors")
