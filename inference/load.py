@@ -1,0 +1,183 @@
+"""A checkpoint folder in, a `Generalist` out; and back.
+
+    config.json  model.safetensors  tokenizer/  manifest.json (SHA-256 of every file)
+
+A run folder works as well: its `final/`, else its newest checkpoint. Nothing is downloaded unless the name is no folder and
+looks like a hub repository; nothing is unpickled; no code is read from the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weft.inference.errors import CheckpointError
+from weft.inference.quantize import quantize_int8
+from weft.model.config import ConfigError, ModelConfig
+from weft.model.save import SaveError, from_pretrained, save_pretrained
+from weft.model.transformer import Transformer
+from weft.tokenizers.bundle import StreamTokenizer, TokenizerMismatch
+
+if TYPE_CHECKING:
+    from weft.inference.generalist import Generalist
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+MANIFEST = "manifest.json"
+
+
+def load(
+    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", quantize: str | None = None, verify: bool = True
+) -> Generalist:
+    """A model with its tokenizers, ready to use.
+
+    `path`: a checkpoint folder, a run folder, or a hub id `owner/name` (extra `hub`). `device` "auto" takes a GPU if there is one.
+    `dtype` "auto" keeps the stored type. `quantize` "int8" stores matrices in 8 bits (docs/inference.md has its price).
+    `verify` compares every file with the manifest. Raises `CheckpointError` saying which part is wrong and what to do.
+    """
+    from weft.inference.generalist import Generalist
+
+    if quantize not in (None, "int8"):
+        raise CheckpointError(f"quantize={quantize!r} is not supported; use None or 'int8'")
+    folder = find(path)
+    if verify:
+        check_manifest(folder)
+    try:
+        tokenizer = StreamTokenizer.load(folder / "tokenizer")
+    except (TokenizerMismatch, ValueError, OSError) as error:
+        raise CheckpointError(f"{folder / 'tokenizer'} does not load: {error}") from error
+    try:
+        model = from_pretrained(folder, device=_device(device), dtype=_dtype(dtype))
+    except (SaveError, ConfigError) as error:
+        raise CheckpointError(f"{folder} does not load: {error}") from error
+    check_fit(model.config, tokenizer, folder)
+    if quantize:
+        quantize_int8(model)
+    return Generalist(model, tokenizer, digest=_digest(folder / "model.safetensors", quantize))
+
+
+def save(model: Transformer, tokenizer: StreamTokenizer, folder: str | Path) -> Path:
+    """Write a checkpoint folder that `load` reads, with its manifest."""
+    folder = Path(folder)
+    check_fit(model.config, tokenizer, folder)
+    save_pretrained(model, folder)
+    tokenizer.save(folder / "tokenizer")
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    entries = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    (folder / MANIFEST).write_text(
+        json.dumps({"format": 1, "files": entries}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    return folder
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint folder that `path` means."""
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "final" / "config.json").is_file():
+        return folder / "final"
+    steps = [p for p in (folder / "checkpoints").glob("step-*") if (p / "config.json").is_file()]
+    if steps:
+        return max(steps, key=lambda p: int(re.sub(r"\D", "", p.name) or 0))
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return _from_hub(str(path))
+    what = "has no config.json" if folder.is_dir() else "does not exist"
+    raise CheckpointError(f"{folder} {what}; give a folder with config.json, model.safetensors and tokenizer/, or a run folder")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{name!r} is no folder, and pulling it from a hub needs huggingface_hub; pip install 'weft[hub]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:
+        raise CheckpointError(f"{name!r} is no folder here and the hub did not give it ({type(error).__name__})") from error
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare every file with the SHA-256 that was written with it. A folder without a manifest passes."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["files"]
+        stated = {str(name): str(entry["sha256"]) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy the checkpoint again") from error
+    for name, digest in stated.items():
+        if not _needed(name):
+            continue
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{path} names the file {name!r} outside its folder; do not use this checkpoint")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which its manifest lists; copy the checkpoint again")
+        if (found := sha256(folder / name)) != digest:
+            raise CheckpointError(
+                f"{folder / name} has SHA-256 {found[:16]}, the manifest says {digest[:16]}; the file was changed or cut, "
+                "copy the checkpoint again"
+            )
+
+
+def _needed(name: str) -> bool:
+    """Optimizer state and logs in a training checkpoint are not read here."""
+    return name in ("config.json", "model.safetensors") or name.startswith("tokenizer/")
+
+
+def check_fit(config: ModelConfig, tokenizer: StreamTokenizer, folder: Path) -> None:
+    """The model's sizes must be those of the tokenizer's vocabulary."""
+    vocabulary = tokenizer.vocabulary
+    pairs: list[tuple[str, Any, Any]] = [
+        ("vocab_size", config.vocab_size, len(vocabulary)),
+        ("output slices", config.slices, vocabulary.slices),
+        ("feature sizes", config.feature_sizes, dict(sorted(tokenizer.feature_sizes().items()))),
+    ]
+    for name, of_model, of_tokenizer in pairs:
+        if of_model != of_tokenizer:
+            raise CheckpointError(
+                f"{folder}: the model has {name} {of_model}, its tokenizer {of_tokenizer}; "
+                "they were not saved together, restore the tokenizer/ of this model"
+            )
+    if config.num_modalities < len(vocabulary.modalities):
+        raise CheckpointError(
+            f"{folder}: the model knows {config.num_modalities} modalities, its tokenizer {len(vocabulary.modalities)}"
+        )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(weights: Path, quantize: str | None) -> str:
+    return sha256(weights) + (f"+{quantize}" if quantize else "")
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"device {device!r} is not usable here ({reason}); use device='cpu'") from None
+    return device
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r} is unknown; use 'auto' or one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,211 @@
+"""Writes new segments at the end of a document, token by token, exactly as the tokenizer would have written them whole.
+
+In: plans of segments, then the drawn tokens one by one. Out: the model's next input rows, and the finished segments as parts of
+the stream. The grammar says what may come next. Positions come from the same `StreamBuilder` as in training: a template of the
+segment gives them in advance, and when it is complete the real one takes its place, so that what the cache has seen and what
+`encode` gives are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from weft.inference.feed import Part, part_of, row_of
+from weft.inference.templates import EMPTY, template
+from weft.tokenizers.build import StreamBuilder
+from weft.tokenizers.bundle import StreamTokenizer
+from weft.tokenizers.grammar import Grammar, Piece, Range, Want
+from weft.tokenizers.interleave import Prepared
+from weft.tokenizers.plan import PRESETS
+from weft.tokenizers.segment import Segment
+from weft.tokenizers.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One position: `legal` are ids of one output slice, ascending. A single one is forced: there is nothing to choose."""
+
+    legal: np.ndarray
+    modality: str
+    slice: int
+
+    @property
+    def forced(self) -> bool:
+        return len(self.legal) == 1
+
+
+Script = Generator[Ask, int, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One segment to write, every size resolved."""
+
+    want: Want
+    kept: np.ndarray | None = None
+    """int64 codes that are forced, by place in the body; -1 and beyond the end = drawn."""
+    start: int | None = None
+    """ns on the document's clock, None without a clock."""
+    rate_hz: float | None = None
+    """Frames, readings or steps a second."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Fields of the produced segment that its tokens do not say (kind, channels, units, rate_hz, space)."""
+
+    @property
+    def modality(self) -> str:
+        return self.want.modality
+
+
+def fork(builder: StreamBuilder) -> StreamBuilder:
+    """An independent continuation of the same document."""
+    new = copy.copy(builder)
+    new.placer = replace(builder.placer, counts=dict(builder.placer.counts))
+    return new
+
+
+class Writer:
+    """The end of one document that is being written."""
+
+    def __init__(self, tokenizer: StreamTokenizer, builder: StreamBuilder, stop: tuple[str, ...] = ()) -> None:
+        """`builder` has written the document so far; the writer goes on with it, so hand in a `fork` to keep yours.
+
+        A text that holds one of the strings `stop` is closed.
+        """
+        self.tokenizer, self.builder, self.stop = tokenizer, builder, stop
+        self.vocabulary, self.entries = builder.vocabulary, builder.registry
+        self.pending: list[Part] = []
+        """Tokens that the model has not read yet."""
+        self.written: list[Stream] = []
+        """Finished segments."""
+        self.limited = False
+        """Whether a limit has closed a body."""
+        self.stopped = False
+        """Whether a stop string has closed a text."""
+        self.grammar: Grammar | None = None
+        """State of the segment that is being written."""
+
+    def write(self, plan: Plan) -> Script:
+        """Opener, shape, body and closing token of one segment."""
+        return self._write(plan, None)
+
+    def write_any(self, plans: dict[str, Plan], most: int) -> Script:
+        """Segments of the model's own choice among `plans` until it closes the document, at most `most` body tokens."""
+        end = self.vocabulary.special["</doc>"]
+        left = most
+        while left > 0:
+            firsts = {name: self._grammar(plan.want).legal() for name, plan in plans.items()}
+            closing = ((end, end + 1),) if self.written else ()
+            token = yield Ask(_ids((*(r for ranges in firsts.values() for r in ranges), *closing)), "text", 0)
+            if token == end:
+                self.written.append(self.builder.close())
+                self.pending.append(part_of(self.written[-1]))
+                return
+            name = next(n for n, ranges in firsts.items() if any(low <= token < high for low, high in ranges))
+            want = plans[name].want
+            room = left if want.max_tokens is None else min(left, want.max_tokens)
+            yield from self._write(replace(plans[name], want=replace(want, max_tokens=max(room, want.min_tokens))), token)
+            left -= len(self.written[-1])
+        self.limited = True
+
+    def _write(self, plan: Plan, drawn: int | None) -> Script:
+        """`drawn` is a first token that was drawn before the plan was known."""
+        entry = self.entries[plan.modality]
+        self.grammar = grammar = self._grammar(plan.want)
+        # The head does not depend on the shape, so the smallest one serves until the shape is known.
+        preview = self._add(fork(self.builder), plan, (1,) * len(entry.shape), np.zeros(1, np.int64))
+        head = len(preview) - 2
+        stamps = head - (1 + len(entry.shape) if entry.opener else 0)
+        for i in range(stamps):
+            yield Ask(preview.ids[i : i + 1], plan.modality, 0)
+            self.pending.append(row_of(preview, i, int(preview.ids[i])))
+        written, has_body = stamps, False
+        while not grammar.done:
+            if written == head and not has_body:
+                preview, has_body = self._preview(plan, tuple(grammar.open.shape) if grammar.open else ()), True
+            if drawn is not None:
+                token, drawn = drawn, None
+            elif self._meets_stop(plan, grammar):
+                token = yield Ask(np.array([self.vocabulary.special[entry.closer]], np.int64), plan.modality, 0)
+                self.stopped = True
+            elif (kept := self._kept(plan, written - head)) is not None:
+                token = yield Ask(np.array([kept], np.int64), plan.modality, grammar.output_slice)
+            else:
+                token = yield Ask(_ids(tuple(grammar.legal())), plan.modality, grammar.output_slice)
+            grammar.push(token)
+            if not grammar.done:
+                self.pending.append(row_of(preview, written, token))
+                written += 1
+        piece = grammar.pieces[0]
+        self._finish(plan, piece.shape, piece.codes)
+        self.limited |= not self.stopped and self._is_full(plan, piece)
+
+    def _is_full(self, plan: Plan, piece: Piece) -> bool:
+        """Whether a limit, and not the model or a stated length, has closed the piece."""
+        most = plan.want.max_tokens
+        if self.entries[plan.modality].fixed or most is None or plan.want.min_tokens == most:
+            return False
+        return len(piece.codes) + self._unit(piece.shape, plan) > most
+
+    def _finish(self, plan: Plan, shape: tuple[int, ...], codes: np.ndarray) -> None:
+        """Write the real segment; its closing token is the last row that the model still has to read."""
+        real = self._add(self.builder, plan, shape, codes)
+        self.written.append(real)
+        self.grammar = None
+        self.pending.append(row_of(real, len(real) - 1, int(real.ids[-1])))
+
+    def _preview(self, plan: Plan, shape: tuple[int, ...]) -> Stream:
+        """The segment at its longest, from a copy of the builder."""
+        unit, most = self._unit(shape, plan), plan.want.max_tokens
+        assert most is not None
+        length = int(np.prod(shape)) if self.entries[plan.modality].fixed else max(most // unit, 1) * unit
+        return self._add(fork(self.builder), plan, shape, np.zeros(length, np.int64))
+
+    def _unit(self, shape: tuple[int, ...], plan: Plan) -> int:
+        """The body's length is a multiple of it."""
+        entry = self.entries[plan.modality]
+        return shape[entry.shape.index(entry.unit)] if entry.unit and plan.want.span != "chunks" else 1
+
+    def _add(self, builder: StreamBuilder, plan: Plan, shape: tuple[int, ...], codes: np.ndarray) -> Stream:
+        entry = self.entries[plan.modality]
+        owner = self.tokenizer.tokenizers.get(plan.modality)
+        steps = 1 if plan.want.span == "chunks" else 0
+        tokens = template(entry, owner, shape, len(codes), plan.rate_hz, together=bool(steps))
+        segment = empty_segment(plan)
+        order = list(self.entries).index(plan.modality)
+        item = Prepared(segment, entry, order, replace(tokens, codes=codes), plan.start, len(builder.info))
+        stream = builder.add([item], PRESETS["instruct"])
+        assert stream is not None
+        return stream
+
+    def _meets_stop(self, plan: Plan, grammar: Grammar) -> bool:
+        if not self.stop or plan.modality != "text" or grammar.open is None:
+            return False
+        text = self.tokenizer.tokenizers["text"].decode(np.array(grammar.open.codes, np.int64))
+        return any(stop in text.text for stop in self.stop) and len(grammar.open.codes) >= plan.want.min_tokens
+
+    def _kept(self, plan: Plan, place: int) -> int | None:
+        if plan.kept is None or not 0 <= place < len(plan.kept) or plan.kept[place] < 0:
+            return None
+        return int(plan.kept[place]) + self.vocabulary.spans[self.entries[plan.modality].spans[0]][0]
+
+    def _grammar(self, want: Want) -> Grammar:
+        return self.tokenizer.grammar(sequence=[want], holes=False, inside=True)
+
+
+def empty_segment(plan: Plan) -> Segment:
+    """The segment without its content: what `StreamBuilder` notes of it."""
+    return replace(EMPTY[plan.modality], start=plan.start, role="target", **plan.fields)
+
+
+@lru_cache(maxsize=256)
+def _ids(ranges: tuple[Range, ...]) -> np.ndarray:
+    """int64, ascending: the ids of some ranges."""
+    ids = np.unique(np.concatenate([np.arange(first, end) for first, end in ranges]))
+    ids.setflags(write=False)
+    return ids
