@@ -74,7 +74,9 @@ def data_card(world: dict[str, Any]) -> str:
         scale=world["scale"],
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
         parts=parts.format(
-            espeak=versions["espeakng-loader"], variants=", ".join(VARIANTS["test"]), accents=", ".join(ACCENTS["test"])
+            espeak=versions["espeakng-loader"],
+            variants=", ".join(VARIANTS["test"]),
+            accents=" and ".join(sorted(set(ACCENTS["test"]) - set(ACCENTS["train"]))),
         ),
         episodes=next(iter(world["control"].values()))["episodes"],
         returns="\n".join(control),

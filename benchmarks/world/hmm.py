@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WORDS, STATES, MIXTURES, CEPSTRA, ROUNDS = 10, 8, 4, 13, 2
-EXIT = -12.0
-"""Log cost of beginning another word: keeps the decoder from inserting short words. Set on the validation voices."""
+WORDS, STATES, MIXTURES, CEPSTRA, ROUNDS = 10, 8, 8, 13, 3
+EXIT = -30.0
+"""Log cost of beginning another word: keeps the decoder from inserting short words."""
 
 
 def cepstra(mel: np.ndarray) -> np.ndarray:

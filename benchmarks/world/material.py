@@ -60,7 +60,8 @@ def wave(root: str | Path, path: str) -> tuple[np.ndarray, int]:
 @cache
 def mel_filters(size: int, rate_hz: int) -> np.ndarray:
     """Triangles on the mel scale (O'Shaughnessy), 80 Hz to 3.8 kHz: float64 [MELS, size // 2 + 1]."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([80.0, 3800.0]) / 700)), MELS + 2)
+    low, high = (2595 * float(np.log10(1 + edge / 700)) for edge in (80.0, 3800.0))
+    mel = np.linspace(low, high, MELS + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     at = np.arange(size // 2 + 1) * rate_hz / size
     rise = (at - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
