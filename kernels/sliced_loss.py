@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 16 << 20  # logits that exist at one time
+MIN_ROWS = 64  # a block has at least so many tokens
 KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass; past this they are computed again
 
 Slices = Sequence[tuple[int, int]]
@@ -116,7 +117,7 @@ def _blocks(slice_index: Tensor, slices: Slices, wide: torch.dtype) -> Iterator[
     order = torch.argsort(slice_index, stable=True)
     counts = torch.bincount(slice_index, minlength=len(slices)).tolist()
     for tokens, (first, end) in zip(order.split(counts), slices):
-        rows = max(64, BLOCK_BYTES // ((end - first) * wide.itemsize))
+        rows = max(MIN_ROWS, BLOCK_BYTES // ((end - first) * wide.itemsize))
         for part in tokens.split(rows) if len(tokens) else (tokens,):
             yield _Block(part, first, end)
 
