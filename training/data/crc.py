@@ -1,6 +1,7 @@
 """CRC-32C (Castagnoli) of bytes: what finds a flipped bit in a sample before it is used.
 
-google-crc32c's C extension runs at several GiB/s; its pure Python fallback would be a thousand times slower, so it is refused.
+google-crc32c's C extension runs at several GiB/s; its pure Python fallback would be a thousand times slower, so it is
+refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ def _extension() -> object:
 
     if google_crc32c.implementation != "c":
         raise ModuleNotFoundError(
-            f"google-crc32c runs as {google_crc32c.implementation!r}, its C extension is needed; pip install --force-reinstall google-crc32c"
+            f"google-crc32c runs as {google_crc32c.implementation!r}, its C extension is needed; "
+            "pip install --force-reinstall google-crc32c"
         )
     return google_crc32c
 

@@ -6,7 +6,8 @@ In and out: JSON only. A folder of shards is
     train-000000.tar          plain ustar, any WebDataset tool reads it
     train-000000.index.json   one `Entry` per sample, offsets and CRC-32C included, and the SHA-256 of the tar
 
-`Entry.counts` holds what the sample is made of, per modality: segments, bytes, seconds and cells (pixels, readings, characters).
+`Entry.counts` holds what the sample is made of, per modality: segments, bytes, seconds and cells (pixels, readings,
+characters).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class ShardIndex:
 
     shard: str
     split: str
-    bytes: int
+    size: int
+    """Bytes of the tar."""
     sha256: str
     first_line: int
     last_line: int
@@ -89,14 +91,18 @@ class ShardIndex:
         segments: Counter[str] = Counter()
         for entry in self.entries:
             segments.update({m: int(c["segments"]) for m, c in entry.counts.items()})
-        return {"samples": len(self.entries), "sources": dict(sorted(sources.items())), "segments": dict(sorted(segments.items()))}
+        return {
+            "samples": len(self.entries),
+            "sources": dict(sorted(sources.items())),
+            "segments": dict(sorted(segments.items())),
+        }
 
     def to_bytes(self) -> bytes:
         head = {
             "format": FORMAT,
             "shard": self.shard,
             "split": self.split,
-            "bytes": self.bytes,
+            "bytes": self.size,
             "sha256": self.sha256,
             "first_line": self.first_line,
             "last_line": self.last_line,
@@ -112,12 +118,14 @@ class ShardIndex:
         try:
             value = json.loads(data)
             if value["format"] != FORMAT:
-                raise ShardError(f"{where} has index format {value['format']!r}, this weft reads {FORMAT}; run weft prepare again")
+                raise ShardError(
+                    f"{where} has index format {value['format']!r}, this weft reads {FORMAT}; run weft prepare again"
+                )
             entries = tuple(Entry.from_json(e) for e in value["entries"])
             index = ShardIndex(
                 shard=str(value["shard"]),
                 split=str(value["split"]),
-                bytes=int(value["bytes"]),
+                size=int(value["bytes"]),
                 sha256=str(value["sha256"]),
                 first_line=int(value["first_line"]),
                 last_line=int(value["last_line"]),
@@ -128,7 +136,9 @@ class ShardIndex:
         except ShardError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ShardError(f"{where} is not a shard index ({type(error).__name__}: {error}); run weft prepare again") from error
+            raise ShardError(
+                f"{where} is not a shard index ({type(error).__name__}: {error}); run weft prepare again"
+            ) from error
         return index
 
     def _check(self, samples: int, where: str) -> None:
@@ -142,10 +152,12 @@ class ShardIndex:
             keys.add(entry.key)
             inside = all(entry.offset < m.offset and m.offset + m.size <= entry.offset + entry.size for m in entry.members)
             if entry.offset != end or not inside or not 0 < entry.size <= MAX_SAMPLE_BYTES:
-                raise ShardError(f"{where}: sample {entry.key} at offset {entry.offset} does not follow the one before it at {end}")
+                raise ShardError(
+                    f"{where}: sample {entry.key} at offset {entry.offset} does not follow the one before it at {end}"
+                )
             end += entry.size
-        if end > self.bytes:
-            raise ShardError(f"{where}: samples end at byte {end}, the shard has {self.bytes}")
+        if end > self.size:
+            raise ShardError(f"{where}: samples end at byte {end}, the shard has {self.size}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ class DatasetInfo:
         shards = []
         for index, data in indexes:
             digests = {"sha256": index.sha256, "index_sha256": hashlib.sha256(data).hexdigest()}
-            shards.append({"shard": index.shard, "split": index.split, "bytes": index.bytes, **digests, **index.summary()})
+            shards.append({"shard": index.shard, "split": index.split, "bytes": index.size, **digests, **index.summary()})
         return DatasetInfo(tuple(shards), _digest(shards), dict(sorted(refused.items())), origin)
 
     def to_bytes(self) -> bytes:
@@ -183,9 +195,13 @@ class DatasetInfo:
         except ShardError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ShardError(f"{where} is not a list of shards ({type(error).__name__}: {error}); run weft prepare again") from error
+            raise ShardError(
+                f"{where} is not a list of shards ({type(error).__name__}: {error}); run weft prepare again"
+            ) from error
         if found != info.digest:
-            raise ShardError(f"{where} was edited: its digest is {found[:12]}, it states {info.digest[:12]}; run weft prepare again")
+            raise ShardError(
+                f"{where} was edited: its digest is {found[:12]}, it states {info.digest[:12]}; run weft prepare again"
+            )
         return info
 
 

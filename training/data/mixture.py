@@ -1,12 +1,14 @@
 """Which document is draw number g: a pure function of (seed, g), with no iterator to save.
 
-In: sources with their numbers of units (documents, or groups of documents with one pair key) and their weights.
-Out: `Mixture.at(g) -> (source, position)` and `unit(...)`, the unit that stands at that position of the source's own shuffled passes.
+In: sources with their numbers of units (documents, or groups of documents with one pair key) and their weights. Out:
+`Mixture.at(g) -> (source, position)` and `unit(...)`, the unit that stands at that position of the source's own
+shuffled passes.
 
-Time is cut into periods of `PERIOD` draws. In each, source k gets a whole number of slots (largest remainders, at least one), spread
-evenly with a jitter that differs per period, so that every step sees nearly the weighted mix. Position p of a source of n units is
-unit `order[p % n]` of pass `p // n`; every pass has its own permutation: within a pass nothing is lost or repeated, whatever the
-number of ranks, workers or resumes. A source that has made its `repeats` passes ends exactly there, and the others share its slots.
+Time is cut into periods of `PERIOD` draws. In each, source k gets a whole number of slots (largest remainders, at least
+one), spread evenly with a jitter that differs per period, so that every step sees nearly the weighted mix. Position p
+of a source of n units is unit `order[p % n]` of pass `p // n`; every pass has its own permutation: within a pass
+nothing is lost or repeated, whatever the number of ranks, workers or resumes. A source that has made its `repeats`
+passes ends exactly there, and the others share its slots.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which draws a step makes and which rank takes them: pure functions of integers.
 
-Step s makes draws [s * n, (s + 1) * n): the global batch depends on the seed and the step alone, never on the number of ranks,
-micro-steps or workers. `assign` only divides it, balanced by cost. So a run saved on 2 ranks continues on 1 with the same
-batches, accumulation over k micro-steps sees what one big batch sees, and the only state to save is the step.
+Step s makes draws [s * n, (s + 1) * n): the global batch depends on the seed and the step alone, never on the number of
+ranks, micro-steps or workers. `assign` only divides it, balanced by cost. So a run saved on 2 ranks continues on 1 with
+the same batches, accumulation over k micro-steps sees what one big batch sees, and the only state to save is the step.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
-
-from weft.training.random import generator, integer, uniform
+from weft.training.random import integer, uniform
 
 Unit = TypeVar("Unit")
 
@@ -60,7 +58,9 @@ def choose_pair(seed: int, draw: int, group: Sequence[Unit]) -> list[Unit]:
     return [group[first], group[other + (other >= first)]]
 
 
-def dropped(modalities: Sequence[str], droppable: Sequence[bool], rates: Mapping[str, float], seed: int, draw: int) -> list[int]:
+def dropped(
+    modalities: Sequence[str], droppable: Sequence[bool], rates: Mapping[str, float], seed: int, draw: int
+) -> list[int]:
     """Segments that modality dropout removes from a document.
 
     `modalities` names each segment's modality, `droppable` says that it is observed. A modality is dropped as a whole with its
@@ -80,6 +80,6 @@ def prompt_draw(seed: int, draw: int, rate: float, end_share: float = 0.5) -> st
     return "end" if uniform(seed, "prompt end", draw) < end_share else "any"
 
 
-def role_generator(seed: int, draw: int, member: int = 0) -> np.random.Generator:
-    """The generator that decides which undecided segments of a document become targets."""
-    return generator(seed, "role", draw, member)
+def becomes_target(seed: int, draw: int, member: int, segment: int, chance: float) -> bool:
+    """Whether an undecided segment bears loss this time."""
+    return chance >= 1 or (chance > 0 and uniform(seed, "role", draw, member, segment) < chance)

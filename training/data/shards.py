@@ -44,12 +44,12 @@ def tar_member(name: str, data: bytes) -> bytes:
 
 
 class ShardWriter:
-    """Writes `NAME.tar.part`; `close` publishes the shard by rename, then its index. Without `close` nothing is left to read."""
+    """Writes `NAME.tar.part`; `close` publishes the shard by rename, then its index."""
 
     def __init__(self, folder: Path, shard: str, split: str) -> None:
         self.folder, self.shard, self.split = Path(folder), shard, split
         self._part = self.folder / f"{shard}.part"
-        self._file = open(self._part, "wb")
+        self._file = open(self._part, "wb")  # noqa: SIM115 (closed by `close` or `abandon`)
         self._sha = hashlib.sha256()
         self._entries: list[Entry] = []
         self._keys: set[str] = set()
@@ -87,7 +87,14 @@ class ShardWriter:
         os.replace(self._part, self.folder / self.shard)
         sync_folder(self.folder)
         index = ShardIndex(
-            self.shard, self.split, self.bytes, self._sha.hexdigest(), first_line, last_line, tuple(self._entries), tuple(refused)
+            self.shard,
+            self.split,
+            self.bytes,
+            self._sha.hexdigest(),
+            first_line,
+            last_line,
+            tuple(self._entries),
+            tuple(refused),
         )
         publish(self.folder / index_name(self.shard), index.to_bytes())
         return index
@@ -167,11 +174,11 @@ class ShardDataset:
         except ShardError as error:
             self.damaged.append(str(error))
             return len(index.entries)
-        if found == index.bytes:
+        if found == index.size:
             return 0
         lost = sum(e.offset + e.size > found for e in index.entries)
-        self.damaged.append(f"{name} has {found} bytes, its index states {index.bytes}: {lost} samples lost")
-        return lost if found < index.bytes else len(index.entries)
+        self.damaged.append(f"{name} has {found} bytes, its index states {index.size}: {lost} samples lost")
+        return lost if found < index.size else len(index.entries)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -193,14 +200,16 @@ class ShardDataset:
         return f"{self.where}/{shard.shard}:{entry.key}"
 
     def read(self, number: int) -> Sample:
-        """The members of one sample. Raises `ShardError` with shard, key and offset where a byte differs from what was written."""
+        """The members of one sample. Raises `ShardError` with shard, key and offset where a byte is not what was written."""
         shard, entry = self.locate(number)
         data = self.storage.read(shard.shard, entry.offset, entry.size)
         if crc32c(data) != entry.crc32c and isinstance(self.storage, RemoteStorage):
             self.storage.forget(shard.shard)
             data = self.storage.read(shard.shard, entry.offset, entry.size)
         if crc32c(data) != entry.crc32c:
-            raise ShardError(f"{self.name(number)} at offset {entry.offset} is corrupted (CRC-32C differs); copy the shard again")
+            raise ShardError(
+                f"{self.name(number)} at offset {entry.offset} is corrupted (CRC-32C differs); copy the shard again"
+            )
         parts = {m.suffix: data[m.offset - entry.offset : m.offset - entry.offset + m.size] for m in entry.members}
         return Sample(self.name(number), parts)
 
@@ -210,8 +219,8 @@ class ShardDataset:
         for shard in self.shards:
             try:
                 sha = hashlib.sha256()
-                for at in range(0, shard.bytes, 2**24):
-                    sha.update(self.storage.read(shard.shard, at, min(2**24, shard.bytes - at)))
+                for at in range(0, shard.size, 2**24):
+                    sha.update(self.storage.read(shard.shard, at, min(2**24, shard.size - at)))
                 if sha.hexdigest() != shard.sha256:
                     bad.append(f"{self.where}/{shard.shard}: SHA-256 differs from its index")
             except ShardError as error:

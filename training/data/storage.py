@@ -152,7 +152,9 @@ class RemoteStorage:
             except OSError:  # somebody emptied the cache
                 self._drop(key)
         try:
-            data = bytes(self._fs.cat_file(f"{self._root}/{checked_name(name)}", block * self._block, (block + 1) * self._block))
+            data = bytes(
+                self._fs.cat_file(f"{self._root}/{checked_name(name)}", block * self._block, (block + 1) * self._block)
+            )
         except OSError as error:
             raise ShardError(f"{self.where}/{name} cannot be read at block {block} ({error})") from error
         part = self.folder / f"{key}.{os.getpid()}.part"

@@ -1,0 +1,160 @@
+"""The streams of one draw: documents, roles, dropout, demonstrations; a bad sample is replaced by the next of the
+draw's own row.
+
+In: the number of a draw and the samples it names. Out: streams of at most `length` tokens. Every choice is a counter-
+based draw keyed by the number of the global draw, so it does not depend on rank, worker or what was loaded before.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+
+from weft.tokenizers.bundle import StreamTokenizer
+from weft.tokenizers.interleave import Prepared
+from weft.tokenizers.pack import cut_stream
+from weft.tokenizers.plan import LossPlan
+from weft.tokenizers.stream import Stream, join
+from weft.training.data.config import LoaderConfig, SourceConfig
+from weft.training.data.documents import BadSample, Documents, Ready
+from weft.training.data.prompts import demonstration, prepend
+from weft.training.data.quarantine import Quarantine
+from weft.training.data.sampling import becomes_target, choose_pair, dropped, prompt_draw, replacement
+from weft.training.data.shards import ShardDataset
+from weft.training.random import integer, uniform
+
+log = logging.getLogger(__name__)
+ATTEMPTS = 100
+"""Replacements tried for one draw before the source is given up."""
+
+
+class Assembler:
+    """Turns draws into streams; counts what it cut and replaced."""
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        documents: Documents,
+        quarantine: Quarantine,
+        tokenizer: StreamTokenizer,
+        config: LoaderConfig,
+        *,
+        seed: int,
+        plan: LossPlan | None,
+    ) -> None:
+        self.sources, self.documents, self.quarantine = tuple(sources), documents, quarantine
+        self.tokenizer, self.config, self.seed, self.plan = tokenizer, config, seed, plan
+        self.datasets = documents.datasets
+        self.units = [group_units(d) for d in self.datasets]
+        """Per source and unit: the sample numbers that are drawn together."""
+        self._tasks = [_tasks(d) if s.control else {} for s, d in zip(sources, self.datasets)]
+        self.count = {"cut": 0, "replaced": 0}
+
+    def members(self, source: int, unit: int, draw: int) -> list[int]:
+        """Samples of a unit: the document, or two of those that share a pair key."""
+        group = self.units[source][unit]
+        return group if len(group) == 1 else choose_pair(self.seed, draw, group)
+
+    def draw(self, draw: int, source: int, numbers: Sequence[int]) -> list[Stream]:
+        """The streams of one draw. Raises `TooManyBadSamples` beyond the budget."""
+        for attempt in range(ATTEMPTS):
+            try:
+                ready = [self._get(draw, source, number) for number in numbers]
+                return [s for member, doc in enumerate(ready) for s in self._stream(draw, source, numbers[member], member, doc)]
+            except BadSample as error:
+                log.debug("draw %d attempt %d: %s", draw, attempt, error)
+                self.count["replaced"] += 1
+                unit = replacement(self.seed, draw, attempt, len(self.units[source]))
+                numbers = self.members(source, unit, draw)
+        raise BadSample(
+            f"source {self.sources[source].name!r}: {ATTEMPTS} replacements of draw {draw} were bad; check its shards"
+        )
+
+    def _get(self, draw: int, source: int, number: int) -> Ready:
+        name = self.datasets[source].name(number)
+        if self.quarantine.holds(name, draw):
+            raise BadSample(f"{name} is in quarantine")
+        try:
+            return self.documents.get(source, number)
+        except BadSample as error:
+            self.quarantine.add(self.sources[source].name, name, draw, str(error))
+            raise
+
+    def _stream(self, draw: int, source: int, number: int, member: int, ready: Ready) -> list[Stream]:
+        items = self._roles(ready.items, draw, member)
+        gone = dropped(
+            [i.entry.name for i in items],
+            [i.segment.role == "observed" for i in items],
+            self.config.dropout,
+            self.seed,
+            2 * draw + member,
+        )
+        items = [item for i, item in enumerate(items) if i not in gone]
+        if self.sources[source].control:
+            items = prepend(self._prompt(draw, source, number, ready), items, self.tokenizer.config.tick_ns)
+        builder = self.tokenizer.builder()
+        try:
+            body = builder.add(items, self.plan, None)
+        except ValueError as error:
+            name = self.datasets[source].name(number)
+            self.quarantine.add(self.sources[source].name, name, draw, str(error))
+            raise BadSample(f"{name}: {error}") from error
+        stream = join([builder.open(), *([body] if body is not None else []), builder.close()])
+        stream = replace(stream, pair=ready.pair, id=ready.id)
+        if len(stream) <= self.config.length:
+            return [stream]
+        self.count["cut"] += 1
+        return cut_stream(stream, self.config.length)
+
+    def _roles(self, items: Sequence[Prepared], draw: int, member: int) -> list[Prepared]:
+        """Undecided segments become targets with the plan's probability; one without codes stays observed."""
+        out = []
+        for i, item in enumerate(items):
+            role = item.segment.role
+            if role == "either":
+                coded = not len(item.tokens) or int(item.tokens.codes.min()) >= 0
+                chance = self.plan.generate.get(item.entry.name, 0.0) if self.plan and coded else 0.0
+                role = "target" if becomes_target(self.seed, draw, member, i, chance) else "observed"
+                item = replace(item, segment=replace(item.segment, role=role))
+            out.append(item)
+        return out
+
+    def _prompt(self, draw: int, source: int, number: int, ready: Ready) -> list[Prepared]:
+        """A demonstration for this sequence, or nothing."""
+        config = self.sources[source]
+        where = prompt_draw(self.seed, draw, config.prompt_rate, config.prompt_end)
+        task = self.datasets[source].locate(number)[1].task
+        others = self._tasks[source].get(task, [])
+        if where is None or len(others) < 2:
+            return []
+        place = bisect_left(others, number)
+        other = integer(len(others) - 1, self.seed, "prompt episode", draw)
+        shown = self._get(draw, source, others[other + (other >= place)])
+        length = self.config.length
+        budget = min(length // 2, max(length - ready.tokens - length // 16, length // 4))
+        return demonstration(shown.items, budget, where, uniform(self.seed, "prompt place", draw))
+
+
+def group_units(dataset: ShardDataset) -> list[list[int]]:
+    """Sample numbers that are drawn together: documents with one pair key, else one document."""
+    groups: dict[str, list[int]] = {}
+    units: list[list[int]] = []
+    for number, entry in enumerate(dataset.entries()):
+        if entry.pair is None:
+            units.append([number])
+        elif entry.pair in groups:
+            groups[entry.pair].append(number)
+        else:
+            groups[entry.pair] = [number]
+            units.append(groups[entry.pair])
+    return units
+
+
+def _tasks(dataset: ShardDataset) -> dict[str, list[int]]:
+    """Task -> sample numbers, ascending."""
+    tasks: dict[str, list[int]] = {}
+    for number, entry in enumerate(dataset.entries()):
+        tasks.setdefault(entry.task, []).append(number)
+    return tasks
