@@ -110,8 +110,8 @@ class ImageTokenizer:
     def decode(self, codes: np.ndarray, grid: tuple[int, ...], **shape: Any) -> Image:
         """Codes [h*w] to an image of float32 pixels [H W C]; `size=(height, width)` crops the padding."""
         codec = self._fitted()
-        if len(grid) != 2:
-            raise TokenizerError(f"an image grid is (h, w), got {grid}")
+        if len(grid) != 2 or min(grid) < 1:
+            raise TokenizerError(f"an image grid is (h, w), each at least 1, got {tuple(grid)}")
         codes = files.checked_codes(codes, self.size, grid, "image")
         features = codec.decode(codes, (grid[0], grid[1])).reshape(*grid, -1)
         pixels = np.clip(unpatchify(features, self.config.patch, self.config.channels), 0, 1)

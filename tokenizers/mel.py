@@ -1,6 +1,7 @@
 """Samples <-> log-mel frames.
 
-Frame i is centred on sample i * hop; a mel value is log(max(1e-5, sum of filter x magnitude)) with Slaney filters.
+Frame i is centred in samples [i * hop, (i + 1) * hop); a mel value is log(max(1e-5, sum of filter x magnitude)), with
+Slaney filters.
 Back: non-negative inversion of the filter bank, then Griffin-Lim (Perraudin et al. 2013, momentum 0.99) with a fixed seed.
 """
 
@@ -68,10 +69,10 @@ class MelConfig:
     @torch.inference_mode()
     def frames(self, samples: np.ndarray, count: int) -> np.ndarray:
         """float32 [N] -> float32 [count n_mels] log-mel frames; zeros lie before and after the samples."""
-        half = self.n_fft // 2
+        lead = self.n_fft // 2 - self.hop // 2
         padded = np.zeros((count - 1) * self.hop + self.n_fft, np.float32)
-        body = samples[: len(padded) - half]
-        padded[half : half + len(body)] = body
+        body = samples[: len(padded) - lead]
+        padded[lead : lead + len(body)] = body
         x = torch.from_numpy(padded)
         spectrum = torch.stft(x, self.n_fft, self.hop, self.win, self.window, center=False, return_complex=True)
         return (spectrum.abs().T @ self.filters).clamp(min=FLOOR).log().numpy().copy()
@@ -84,11 +85,12 @@ class MelConfig:
         count = len(frames)
         if not count:
             return np.zeros(0, np.float32)
-        # Griffin-Lim reads 1 + length / hop frames, and its reflecting border needs more than half a window of sound.
-        total = max(count + 1, self.n_fft // (2 * self.hop) + 3)
+        # Griffin-Lim centres frame i on sample i * hop of its output, whose reflecting border needs more than half a
+        # window: so one frame more on each side, and the sound begins hop - hop // 2 samples in.
+        total = max(count + 2, self.n_fft // (2 * self.hop) + 3)
         mel = torch.full((total, self.n_mels), float(np.log(FLOOR)))
-        mel[:count] = torch.from_numpy(np.ascontiguousarray(frames, np.float32)).clamp(float(np.log(FLOOR)), 8.0)
-        mel[count] = mel[count - 1]
+        mel[1 : count + 1] = torch.from_numpy(np.ascontiguousarray(frames, np.float32)).clamp(float(np.log(FLOOR)), 8.0)
+        mel[0], mel[count + 1] = mel[1], mel[count]
         magnitude = self._magnitude((mel.exp() - FLOOR).clamp(min=0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -96,7 +98,8 @@ class MelConfig:
             sound = griffinlim(
                 magnitude.T[None], self.window, self.n_fft, self.hop, self.win, 1.0, iterations, 0.99, length, True
             )
-        return sound[0, : count * self.hop].clamp(-1, 1).numpy().copy()
+        first = self.hop - self.hop // 2
+        return sound[0, first : first + count * self.hop].clamp(-1, 1).numpy().copy()
 
     def _magnitude(self, mel: Tensor, iterations: int = 50) -> Tensor:
         """float [T n_mels] -> float [T n_fft/2+1], all >= 0, with filters @ magnitude close to mel.

@@ -17,6 +17,8 @@ from weft.tokenizers.files import TokenizerError
 Method = Literal["quantile", "mu_law", "linear"]
 KNOTS = 257
 """Knots of a quantile map: the 0, 1/256, ... 1 quantiles of the fitted values."""
+HUGE, TINY = 1e150, 1e-18
+"""Magnitudes that are told apart when a range is fitted."""
 MU = 255.0
 """Of the mu-law, after dividing by the largest fitted magnitude, so that every bin is in use."""
 
@@ -27,16 +29,19 @@ class Scaling:
 
     method: Method
     knots: np.ndarray
-    """float64: linear (low, high), mu-law (largest magnitude,), quantile values at equal steps of [-1, 1]."""
+    """float64 [K], in the channel's unit: linear (low, high), mu-law (-top, top), quantile K values."""
+    levels: np.ndarray
+    """float64 [K]: what the knots are scaled to, from -1 to 1."""
 
     def __post_init__(self) -> None:
-        least = {"linear": 2, "mu_law": 1, "quantile": 2}.get(self.method)
-        if least is None:
+        if self.method not in ("quantile", "mu_law", "linear"):
             raise TokenizerError(f"scaling {self.method!r} must be 'quantile', 'mu_law' or 'linear'")
-        if len(self.knots) < least or not np.isfinite(self.knots).all() or (np.diff(self.knots) <= 0).any():
-            raise TokenizerError(f"{self.method} scaling needs {least} or more finite, increasing knots")
-        if self.method == "mu_law" and not self.knots[0] > 0:
-            raise TokenizerError("mu-law scaling needs a magnitude above 0")
+        for name in ("knots", "levels"):
+            values = getattr(self, name)
+            if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
+                raise TokenizerError(f"{self.method} scaling needs 2 or more finite, increasing {name}")
+        if len(self.knots) != len(self.levels) or (self.levels[0], self.levels[-1]) != (-1, 1):
+            raise TokenizerError(f"{self.method} scaling needs one level per knot, from -1 to 1")
 
     def scale(self, values: np.ndarray) -> np.ndarray:
         """float [...] -> float64 in [-1, 1]; infinite values saturate, NaN stays NaN."""
@@ -45,9 +50,9 @@ class Scaling:
             low, high = self.knots
             return np.clip((np.clip(x, low, high) - low) / (high - low) * 2 - 1, -1, 1)
         if self.method == "mu_law":
-            x = np.clip(x / self.knots[0], -1, 1)
+            x = np.clip(x, *self.knots) / self.knots[1]
             return np.sign(x) * np.log1p(MU * np.abs(x)) / np.log1p(MU)
-        return np.interp(x, self.knots, np.linspace(-1, 1, len(self.knots)))
+        return np.interp(x, self.knots, self.levels)
 
     def unscale(self, scaled: np.ndarray) -> np.ndarray:
         """float in [-1, 1] -> float64 in the channel's unit."""
@@ -56,8 +61,8 @@ class Scaling:
             low, high = self.knots
             return (x + 1) / 2 * (high - low) + low
         if self.method == "mu_law":
-            return np.sign(x) * np.expm1(np.abs(x) * np.log1p(MU)) / MU * self.knots[0]
-        return np.interp(x, np.linspace(-1, 1, len(self.knots)), self.knots)
+            return np.sign(x) * np.expm1(np.abs(x) * np.log1p(MU)) / MU * self.knots[1]
+        return np.interp(x, self.levels, self.knots)
 
 
 def to_bins(scaled: np.ndarray, bins: int) -> np.ndarray:
@@ -73,17 +78,34 @@ def bin_centres(codes: np.ndarray, bins: int) -> np.ndarray:
 def fit_scaling(values: np.ndarray, method: Method) -> Scaling:
     """The map for one channel's values (NaN and infinite ones are ignored; none left = the interval [-1, 1])."""
     x = np.asarray(values, np.float64).ravel()
-    x = x[np.isfinite(x)]
+    x = np.clip(x[np.isfinite(x)], -HUGE, HUGE)
+    ends = np.array([-1.0, 1.0])
     if method == "mu_law":
         top = float(np.abs(x).max(initial=0.0))
-        return Scaling(method, np.array([top if top > 0 else 1.0]))
+        return Scaling(method, ends * (top if top > TINY else 1.0), ends)
     low, high = (float(x.min()), float(x.max())) if len(x) else (-1.0, 1.0)
-    if not high - low > 1e-9 * max(abs(low), abs(high), 1e-9):  # a constant channel: give it room on both sides
+    if not high - low > max(1e-9 * max(abs(low), abs(high)), TINY):  # a constant channel: give it room on both sides
         room = max(abs(low) * 1e-3, 1e-3)
-        low, high = low - room, high + room
-    if method == "linear" or not len(x):
-        return Scaling(method, np.array([low, high]))
-    knots = np.quantile(x, np.linspace(0, 1, KNOTS))
-    # Equal quantiles (a value that occurs often) are spread by a thousandth of the range, so that the map is invertible.
-    floor = np.maximum.accumulate(knots + np.linspace(0, 1e-3, KNOTS) * (high - low))
-    return Scaling(method, floor)
+        return Scaling(method, np.array([low - room, high + room]), ends)
+    if method != "quantile" or not len(x):
+        return Scaling(method, np.array([low, high]), ends)
+    levels = np.linspace(-1, 1, KNOTS)
+    knots = np.quantile(x, (levels + 1) / 2)
+    return Scaling(method, *_distinct(knots, levels))
+
+
+def _distinct(knots: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles without repeats: a value that occurs often gets the middle of its levels, the ends stay at -1 and 1."""
+    closest = 1e-12 * np.abs(knots).max()  # thousands of float64 steps, so that the map can be inverted
+    group = np.zeros(len(knots), np.int64)
+    kept, last = [0], knots[0]
+    for i in range(1, len(knots)):
+        if knots[i] - last > closest:
+            kept.append(i)
+            last = knots[i]
+        group[i] = len(kept) - 1
+    middle = np.bincount(group, levels) / np.bincount(group)
+    middle[0], middle[-1] = -1.0, 1.0
+    out = knots[kept]
+    out[-1] = knots[-1]
+    return out, middle

@@ -149,7 +149,7 @@ class SensorTokenizer:
         for i, (name, kind) in enumerate(sorted(self.kinds.items())):
             methods = [s.method for s in kind.scalings]
             kinds.append({"name": name, "methods": methods, "channels": kind.channels, "units": kind.units})
-            arrays.update({f"kind{i}.channel{c}": s.knots for c, s in enumerate(kind.scalings)})
+            arrays.update({f"kind{i}.channel{c}": np.stack([s.knots, s.levels]) for c, s in enumerate(kind.scalings)})
         return {"modality": self.modality, "config": asdict(self.config), "kinds": kinds}, arrays
 
     def save(self, folder: Path) -> None:
@@ -163,7 +163,7 @@ class SensorTokenizer:
         kinds = {}
         try:
             for i, kind in enumerate(settings["kinds"]):
-                scalings = tuple(Scaling(m, arrays[f"kind{i}.channel{c}"]) for c, m in enumerate(kind["methods"]))
+                scalings = tuple(Scaling(m, *arrays[f"kind{i}.channel{c}"]) for c, m in enumerate(kind["methods"]))
                 names = (tuple(kind[k]) if kind[k] is not None else None for k in ("channels", "units"))
                 kinds[kind["name"]] = SensorKind(scalings, *names)
         except (KeyError, TypeError) as error:

@@ -116,7 +116,10 @@ class TextTokenizer:
     @classmethod
     def from_file(cls, path: str | Path, config: TextConfig | None = None) -> TextTokenizer:
         """A user's .model file. Its normaliser and dummy prefix are switched off so that text round-trips exactly."""
-        return cls(Path(path).read_bytes(), config)
+        try:
+            return cls(Path(path).read_bytes(), config)
+        except OSError as error:
+            raise TokenizerError(f"{path} cannot be read ({error.strerror}); give a SentencePiece .model file") from error
 
     def encode(self, segment: Segment) -> Tokens:
         """Tokens of a `Text` segment."""

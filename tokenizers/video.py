@@ -115,8 +115,8 @@ class VideoTokenizer:
             raise TokenizerError(
                 "this video tokenizer is input only: give it a fitted ImageTokenizer of the same patch and channels, temporal=1"
             )
-        if len(grid) != 3:
-            raise TokenizerError(f"a video grid is (frames, h, w), got {grid}")
+        if len(grid) != 3 or min(grid) < 1:
+            raise TokenizerError(f"a video grid is (frames, h, w), each at least 1, got {tuple(grid)}")
         codes = files.checked_codes(codes, self.size, grid, "video")
         frames = [
             self.codec.decode(c, (grid[1], grid[2])).reshape(grid[1], grid[2], -1)

@@ -44,6 +44,8 @@ def _decode(data: bytes, limits: Limits, name: str) -> np.ndarray:
     """Decode with Pillow: three formats only, size checked before pixels, warnings are errors."""
     import PIL.Image
 
+    if size := _webp_canvas(data):  # its decoder takes two canvases before Pillow knows the size
+        limits.check_image(*size, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # broken EXIF and the like: the pixels decide
@@ -51,6 +53,13 @@ def _decode(data: bytes, limits: Limits, name: str) -> np.ndarray:
             limits.check_image(*image.size, name)
             image.load()
             return _from_pil(image)
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height that an extended WebP header states."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+        return None
+    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
 
 
 def _from_pil(image: Any) -> np.ndarray:
