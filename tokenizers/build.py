@@ -155,7 +155,7 @@ class StreamBuilder:
         for item in items:
             check(item, self.vocabulary)
         limits = [self._limit(item) for item in items]
-        blocks = interleave(items, self.config.chunk_ns, limits)
+        blocks = interleave(items, self.config.chunk_ns, limits, joined=not self.config.timestamps)
         canonical = list(dict.fromkeys(int(i) for block in blocks for i in block.segment))
         renumber = np.empty(len(items), np.int64)
         renumber[canonical] = np.arange(len(canonical))

@@ -63,8 +63,11 @@ class Block:
     """int64: end of its groups."""
 
 
-def interleave(prepared: Sequence[Prepared], chunk_ns: int, limits: Sequence[int]) -> list[Block]:
-    """Blocks of pieces in stream order. `limits[i]` is the largest number of groups that a piece of segment i may have."""
+def interleave(prepared: Sequence[Prepared], chunk_ns: int, limits: Sequence[int], joined: bool = True) -> list[Block]:
+    """Blocks of pieces in stream order. `limits[i]` is the largest number of groups that a piece of segment i may have.
+
+    `joined`: pieces of one segment with nothing between them become one; otherwise every chunk is a piece (timestamps).
+    """
     blocks: list[Block] = []
     run: list[int] = []
     for i, item in enumerate(prepared):
@@ -72,16 +75,16 @@ def interleave(prepared: Sequence[Prepared], chunk_ns: int, limits: Sequence[int
             run.append(i)
             continue
         if run:
-            blocks.append(_merge(prepared, run, chunk_ns, limits))
+            blocks.append(_merge(prepared, run, chunk_ns, limits, joined))
             run = []
         groups = len(item.tokens) // item.tokens.group
         blocks.append(_limited(Block(False, 0, np.array([i]), np.array([0]), np.array([groups])), limits))
     if run:
-        blocks.append(_merge(prepared, run, chunk_ns, limits))
+        blocks.append(_merge(prepared, run, chunk_ns, limits, joined))
     return blocks
 
 
-def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, limits: Sequence[int]) -> Block:
+def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, limits: Sequence[int], joined: bool) -> Block:
     rank = _ranks(prepared, run)
     times = [prepared[i].group_times() for i in run]
     # A segment without tokens (an empty text) still has a place: its start.
@@ -97,7 +100,8 @@ def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, limits: 
         columns.append((chunk[first], time[first], np.full(len(first), rank[i]), np.full(len(first), i), first, end))
     chunk, time, ranks, segment, first, end = (np.concatenate(column) for column in zip(*columns))
     order = np.lexsort((ranks, time, chunk))
-    return _limited(_joined(Block(True, origin, segment[order], first[order], end[order])), limits)
+    block = Block(True, origin, segment[order], first[order], end[order])
+    return _limited(_joined(block) if joined else block, limits)
 
 
 def _ranks(prepared: Sequence[Prepared], run: list[int]) -> dict[int, int]:

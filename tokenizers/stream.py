@@ -27,7 +27,7 @@ class StreamConfig:
     tick_s: float = 0.04
     """Seconds per step of the t axis (40 ms as in TMRoPE, arXiv 2503.20215)."""
     timestamps: bool = False
-    """Write `<time> n n n n` (centiseconds of the document) before a piece whenever the clock has moved on."""
+    """Write `<time> n n n n` (centiseconds of the document) before every chunk of a clocked segment, where it has moved on."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.chunk_s) and self.chunk_s >= 0):
