@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from weft.kernels.elementwise import rms_norm, swiglu
+from weft.kernels.fused import rms_norm, swiglu
 from weft.kernels.layout import StreamLayout
 from weft.kernels.rotary import Rotary
 from weft.model.attention import Attention

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from weft.kernels.elementwise import swiglu
+from weft.kernels.fused import swiglu
 from weft.kernels.grouped import grouped_matmul
 from weft.model.router import Gate, Routing, route
 from weft.model.rows import ROWS, VECTORS, by_rows, pad_rows

@@ -1,0 +1,137 @@
+"""RMSNorm, SwiGLU and QK-norm with rotation as single autograd functions: the CPU path of the model.
+
+In and out: as `elementwise.py` and `rotary.py`, which are the references and which run on other devices. Autograd's own chain of
+small operations passes over memory about three times as often (measured on one core, T = 4096, D = 256, forward and backward:
+RMSNorm 4.4 ms against 0.9, SwiGLU 2.1 against 1.2). Only inputs are kept for the backward pass. Under autocast RMSNorm returns the
+autocast type, since linear layers are what read it.
+
+Axes: `T tokens  D width  H heads  K head width  F hidden width`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from weft.kernels import elementwise, rotary
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis of x [T D]."""
+    kind = x.device.type
+    if kind != "cpu" or torch.compiler.is_compiling():
+        return elementwise.rms_norm(x, weight, eps)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype == torch.float32 else x.dtype
+    return _RMSNorm.apply(x, weight, eps, dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of gate_up [N 2F], the gate first -> [N F]."""
+    if gate_up.device.type != "cpu" or torch.compiler.is_compiling():
+        return elementwise.swiglu(gate_up)
+    return _SwiGLU.apply(gate_up)
+
+
+def qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm over the head width, then rotation. q [T H K], k [T G K], weights [K], cos and sin [T K/2]. On a CPU the result
+    is float32 or wider."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return rotary.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+    return _NormRope.apply(q, q_weight, cos, sin, eps), _NormRope.apply(k, k_weight, cos, sin, eps)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """float32 or wider."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / rms over the last axis, which stays with length 1."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (norm * norm).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x * inverse * weight for x and weight, all wide and of shape [N D]; may overwrite `grad`.
+
+    dx = r w g - r^3 x mean(x w g), with r the inverse RMS.
+    """
+    product = grad * x
+    weight_grad = (inverse.T @ product)[0]
+    share = (product @ weight)[:, None] * inverse.pow(3).mul_(-1 / x.shape[-1])
+    return torch.mul(grad, weight, out=product).mul_(inverse).addcmul_(x, share), weight_grad
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = _wide(x)
+        inverse = _inverse_rms(wide, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        width = x.shape[-1]
+        flat = (_wide(grad).reshape(-1, width), _wide(x).reshape(-1, width), _wide(weight), inverse.view(-1, 1))
+        x_grad, weight_grad = _norm_backward(*flat)
+        return x_grad.view_as(x).to(x.dtype), weight_grad.to(weight.dtype), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        gate_grad, up_grad = out.chunk(2, -1)
+        torch.mul(F.silu(gate), grad, out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
+        return out
+
+
+class _NormRope(torch.autograd.Function):
+    """x [T H K] -> turn(x * inverse * weight). The weights are folded into the tables, which heads share."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+        wide = _wide(x)
+        inverse = _inverse_rms(wide, eps)
+        ctx.save_for_backward(x, weight, cos, sin, inverse)
+        first, second = wide.chunk(2, -1)
+        one, two = _wide(weight).chunk(2)
+        out = torch.empty_like(wide, memory_format=torch.contiguous_format)
+        left, right = out.chunk(2, -1)
+        torch.mul(first, (cos * one)[:, None], out=left).addcmul_(second, (sin * two)[:, None], value=-1)
+        torch.mul(second, (cos * two)[:, None], out=right).addcmul_(first, (sin * one)[:, None])
+        return out.mul_(inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, weight, cos, sin, inverse = ctx.saved_tensors
+        left, right = grad.chunk(2, -1)
+        cos, sin = cos[:, None], sin[:, None]
+        turned = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        first, second = turned.chunk(2, -1)
+        torch.mul(left, cos, out=first).addcmul_(right, sin)
+        torch.mul(right, cos, out=second).addcmul_(left, sin, value=-1)
+        width = x.shape[-1]
+        flat = (turned.view(-1, width), _wide(x).reshape(-1, width), _wide(weight), inverse.reshape(-1, 1))
+        x_grad, weight_grad = _norm_backward(*flat)
+        return x_grad.view(x.shape).to(x.dtype), weight_grad.to(weight.dtype), None, None, None
