@@ -6,8 +6,9 @@
 The encoder sees only its own token: a code describes its own patch or frame, changing a neighbour cannot change it, and a
 model that writes codes one by one never has to know patches that it has not written yet. The decoder looks at neighbours.
 
-The encoder is plain numpy in float64. A code must not depend on how many tokens are encoded together, and float32 matrix
-products do (in the last bit, which rounding can turn into another code); it also costs microseconds for a small image.
+The encoder computes in float64. A code must not depend on how many tokens are encoded together, and float32 matrix products
+do (in the last bits, which rounding can turn into another code). Torch multiplies, not numpy: a data worker has one torch
+thread, while numpy would start one per core in every worker.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class CodecNet(nn.Module):
 
 
 class Codec:
-    """A fitted auto-encoder: features -> codes in numpy, codes -> features in torch."""
+    """A fitted auto-encoder: features -> codes, codes -> features."""
 
     def __init__(self, config: CodecConfig, net: CodecNet, mean: float, scale: float, feature_size: int, flat: bool) -> None:
         self.config, self.net = config, net.eval().requires_grad_(False)
@@ -94,22 +95,20 @@ class Codec:
         self.size = net.fsq.size
 
     @cached_property
-    def _layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
         linear = [m for m in self.net.encoder if isinstance(m, nn.Linear)]
-        layers = [(m.weight.double().numpy().T.copy(), m.bias.double().numpy().copy()) for m in linear]
+        layers = [(m.weight.detach().double().T.contiguous(), m.bias.detach().double()) for m in linear]
         weight, bias = layers[0]  # fold (x - mean) / scale into the first layer
         layers[0] = (weight / self.scale, bias - weight.sum(0) * self.mean / self.scale)
         return layers
 
+    @torch.inference_mode()
     def latent(self, features: np.ndarray) -> np.ndarray:
         """float [n F] -> float64 [n D] before rounding."""
-        x = features.astype(np.float64)
+        x = torch.from_numpy(features.astype(np.float64))
         for weight, bias in self._layers[:-1]:
-            x = x @ weight
-            x += bias
-            np.maximum(x, 0.0, out=x)
-        weight, bias = self._layers[-1]
-        return x @ weight + bias
+            x = torch.addmm(bias, x, weight).relu_()
+        return torch.addmm(self._layers[-1][1], x, self._layers[-1][0]).numpy()
 
     def encode(self, features: np.ndarray) -> np.ndarray:
         """float32 [n F] -> int64 [n] codes."""

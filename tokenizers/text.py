@@ -1,8 +1,8 @@
 """Text <-> SentencePiece codes, exactly: any Unicode string comes back as it was, bit for bit.
 
 SentencePiece alone loses U+2581 (it stands for a space), NUL and whatever a model's normaliser rewrites. Here the model's
-normaliser is switched off, codes turn back into bytes through our own table, and every encoded stretch is checked against
-its input; a stretch that differs is written as byte pieces. So the law holds for any model with byte fallback.
+normaliser is switched off, so that the pieces of a stretch are a partition of it; U+2581 and NUL are written as byte pieces;
+and codes turn back into bytes through our own table. So the law holds for any model with byte fallback.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ SPACE = "\u2581"
 _IDENTITY = b"\x0a\x08identity\x12\x00\x18\x00\x20\x00\x28\x01"
 _OVERRIDE = b"\x1a" + bytes([len(_IDENTITY)]) + _IDENTITY
 _SENTENCE = 4096  # characters per training sentence; longer texts are cut, not dropped
-_STRETCH = 1 << 14  # characters encoded at once: keeps time linear and a failed check local
+_ODD = re.compile(f"([{SPACE}\x00]+)")
+_STRETCH = 1 << 14  # characters encoded at once: keeps time linear
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TextTokenizer:
         if len(byte_id) != 256:
             raise TokenizerError(f"the model has {len(byte_id)} of 256 byte pieces; train it with byte_fallback=true")
         self._byte_id = [byte_id[bytes([b])] for b in range(256)]
+        self._length = np.array([len(b) for b in self._bytes], np.int64)
 
     def _piece_bytes(self, i: int) -> bytes:
         """What piece i stands for; control and unknown pieces stand for nothing."""
@@ -145,28 +147,18 @@ class TextTokenizer:
             ) from error
         if size > self.config.max_bytes:
             raise TokenizerError(f"{where} has {size} bytes, at most {self.config.max_bytes} are allowed; split it")
-        codes: list[int] = []
-        for stretch in _stretches(text, _STRETCH):
-            codes += self._exact(stretch)
-        return np.array(codes, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *map(self._exact, _stretches(text, _STRETCH))])
 
-    def _exact(self, text: str) -> list[int]:
-        """Codes whose bytes are exactly those of `text`; where the model fails, ever shorter stretches, then bytes."""
-        want = text.encode()
-        codes = self._pieces.encode(text)
-        if b"".join([self._bytes[i] for i in codes]) == want:
-            return codes
-        parts = (
-            re.split(f"([{SPACE}\x00]+)", text) if SPACE in text or "\x00" in text else list(_stretches(text, len(text) // 8))
-        )
-        if len(text) <= 8 or len(parts) <= 1:
-            return [self._byte_id[b] for b in want]
-        out: list[int] = []
-        for part in parts:
-            out += (
-                [self._byte_id[b] for b in part.encode()] if part[:1] in (SPACE, "\x00") else self._exact(part) if part else []
-            )
-        return out
+    def _exact(self, text: str) -> np.ndarray:
+        """int64 codes whose bytes are exactly those of `text`."""
+        if _ODD.search(text) is None:
+            codes = np.array(self._pieces.encode(text), np.int64)
+            if self._length[codes].sum() == len(text.encode()):
+                return codes
+        parts = [p for p in _ODD.split(text) if p]
+        if len(parts) == 1:  # a stretch that the model still rewrites, or U+2581 and NUL alone
+            return np.array([self._byte_id[b] for b in text.encode()], np.int64)
+        return np.concatenate([self._exact(part) for part in parts])
 
     def decode(self, codes: np.ndarray, grid: tuple[int, ...] | None = None, **shape: Any) -> Text:
         """Codes [n] to a `Text` segment."""

@@ -191,7 +191,7 @@ def test_save_and_load(chunked: ActionTokenizer, tmp_path: Path) -> None:
 
 def test_bad_configs_and_files_are_refused(tmp_path: Path) -> None:
     for name, value in (("bins", 1), ("bins", -1), ("discrete", -1), ("continuous", "words")):
-        with pytest.raises(TokenizerError, match=name):
+        with pytest.raises(TokenizerError, match=str(name)):
             ActionConfig(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(TokenizerError, match="ActionTokenizer.fit"):
         ActionTokenizer(ActionConfig(continuous="chunks"))
