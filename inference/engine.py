@@ -33,8 +33,8 @@ class Job:
     script: Script
     sampling: Sampling
     cache: StreamCache
-    hidden: Tensor
-    """[D]: the hidden state of the last token that the cache holds."""
+    hidden: Tensor | None
+    """[D]: the hidden state of the last token that the cache holds; None if the first tokens are still pending."""
     sample: int = 0
     """Number of this reply among the n of its prompt."""
     free: StreamCache | None = None
@@ -88,15 +88,18 @@ class Job:
         return self.ask is None
 
 
-def run(model: Any, jobs: Sequence[Job], read_end: bool = False) -> Iterator[list[Job]]:
-    """Advance all jobs to their ends; yields, step by step, those that have new tokens. `read_end` feeds the last ones too."""
+def run(model: Any, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Advance all jobs to their ends; yields, step by step, those that have new tokens.
+
+    What a job writes last stays pending in its writer: only a session has a use for it.
+    """
     began = time.perf_counter()
     for job in jobs:
         job.start()
     active = [job for job in jobs if not job.done]
     yield list(jobs)
     while active:
-        _read(model, active)
+        feed_pending(model, active)
         _draw(model, active)
         now = time.perf_counter() - began
         for job in active:
@@ -104,13 +107,11 @@ def run(model: Any, jobs: Sequence[Job], read_end: bool = False) -> Iterator[lis
             job.total_s = now
         yield active
         active = [job for job in active if not job.done]
-    if read_end:
-        _read(model, jobs)
 
 
 @torch.inference_mode()
-def _read(model: Any, jobs: Sequence[Job]) -> None:
-    """Feed what is pending, for the guided twin as well."""
+def feed_pending(model: Any, jobs: Sequence[Job]) -> None:
+    """Read what is pending, in the guided twin as well."""
     caches, parts, after = [], [], []
     for job in jobs:
         if not job.writer.pending:
@@ -135,8 +136,8 @@ def _draw(model: Any, jobs: Sequence[Job]) -> None:
     for where in sorted({ask.slice for ask in asks.values() if ask is not None}):
         mine = [job for job in jobs if (ask := asks[id(job)]) is not None and ask.slice == where]
         guided = [job for job in mine if _is_guided(job)]
-        hidden = [job.hidden for job in mine] + [job.free_hidden for job in guided if job.free_hidden is not None]
-        rows = log_probabilities(model, torch.stack(hidden), where)
+        hidden = [job.hidden for job in mine] + [job.free_hidden for job in guided]
+        rows = log_probabilities(model, torch.stack([state for state in hidden if state is not None]), where)
         free = dict(zip(map(id, guided), rows[len(mine) :]))
         first = model.config.slices[where][0]
         for job, row in zip(mine, rows):

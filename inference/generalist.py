@@ -13,7 +13,7 @@ A result never depends on what else is in the batch, and the methods may be call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from weft.inference.generate import Request, check, generate
 from weft.inference.index import Hit, Index
 from weft.inference.prompts import as_segments, encode, is_batch
 from weft.inference.reply import Reply
+from weft.inference.rollout import EpisodeSpec, Rollout, rollout
 from weft.inference.score import Score, continuation, log_likelihoods
+from weft.inference.session import Session, SessionSpec
 from weft.inference.spaces import as_space
 from weft.inference.streaming import pieces
 from weft.tokenizers.bundle import StreamTokenizer
@@ -188,6 +190,26 @@ class Generalist:
             raise ProduceError(f"threshold={threshold!r} must lie between -1 and 1")
         near = tuple(hit for hit in self.search(index, query, k) if hit.score >= threshold)
         return Found(near, None if near else self.generate(query, produce, **options))
+
+    # -- streams without an end
+
+    def session(self, spec: SessionSpec | None = None, **options: Any) -> Session:
+        """An endless stream: push, act, say, forecast. `options` are the fields of `SessionSpec`."""
+        return Session(self.model, self.tokenizer, replace(spec, **options) if spec else SessionSpec(**options))
+
+    def rollout(
+        self,
+        env: Any,
+        spec: EpisodeSpec,
+        episodes: int,
+        *,
+        demonstrations: Sequence[Any] = (),
+        max_steps: int = 1000,
+        seed: int = 0,
+        batch: int = 64,
+    ) -> Rollout:
+        """Act in `episodes` episodes of a gymnasium environment (an id, or a function that makes one), side by side."""
+        return rollout(self.model, self.tokenizer, env, spec, episodes, demonstrations, max_steps, seed, batch)
 
     def segments(self, prompt: Any) -> tuple[Segment, ...]:
         """What a prompt is read as."""

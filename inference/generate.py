@@ -15,12 +15,12 @@ from weft.inference.errors import PromptError, SamplingError
 from weft.inference.feed import clone
 from weft.inference.plans import plan_of, producible
 from weft.inference.prompts import Prompt, bare, encode, prefill
-from weft.inference.reply import Reply, Timings
+from weft.inference.reply import Finish, Reply, Timings
 from weft.inference.request import MOST, Produce, requested
 from weft.inference.sampling import Sampling
 from weft.inference.writer import Script, Writer, fork
 from weft.tokenizers.bundle import StreamTokenizer
-from weft.tokenizers.segment import Segment, Text
+from weft.tokenizers.segment import Action, Segment, Sensor, Text, Video
 from weft.tokenizers.stream import Stream
 
 _SAMPLING = tuple(f.name for f in fields(Sampling))
@@ -135,7 +135,7 @@ def finish(job: Job, tokenizer: StreamTokenizer, task: Task) -> Reply:
     parts = tuple(job.writer.written)
     segments = tuple(trim(s, task) for s in decode(tokenizer, parts))
     timings = Timings(job.first_token_s or 0.0, job.total_s, len(task.prompt.stream), len(tokens))
-    why = "stop" if job.writer.stopped else "max_tokens" if job.writer.limited else "done"
+    why: Finish = "stop" if job.writer.stopped else "max_tokens" if job.writer.limited else "done"
     return Reply(segments, tokens, logprobs, drawn, why, timings, parts)
 
 
@@ -144,7 +144,10 @@ def decode(tokenizer: StreamTokenizer, parts: Sequence[Stream]) -> list[Segment]
     out = []
     for part in parts:
         for info, codes in tokenizer.segments(part):
-            out.append(tokenizer.decode_segment(codes, info))
+            segment = tokenizer.decode_segment(codes, info)
+            # One reading or action of a segment without a clock is no clock either.
+            timed = info.start is None and isinstance(segment, Sensor | Action | Video) and segment.times is not None
+            out.append(replace(segment, times=None) if timed else segment)  # type: ignore[call-arg]
     return out
 
 

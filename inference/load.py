@@ -35,8 +35,8 @@ def load(
 ) -> Generalist:
     """A model with its tokenizers, ready to use.
 
-    `path`: a checkpoint folder, a run folder, or a hub id `owner/name` (extra `hub`). `device` "auto" takes a GPU if there is one.
-    `dtype` "auto" keeps the stored type. `quantize` "int8" stores matrices in 8 bits (docs/inference.md has its price).
+    `path`: a checkpoint folder, a run folder, or a hub id `owner/name` (extra `hub`). `device` "auto" takes a GPU if there is
+    one. `dtype` "auto" keeps the stored type. `quantize` "int8" stores matrices in 8 bits (docs/inference.md has its price).
     `verify` compares every file with the manifest. Raises `CheckpointError` saying which part is wrong and what to do.
     """
     from weft.inference.generalist import Generalist

@@ -1,7 +1,7 @@
 """From what the caller asks for to what can be written: every size resolved from the call, the prompt and the tokenizers.
 
-In: a `Produce` and what the document holds so far (`SegmentInfo`s). Out: a `Plan`. What this model cannot produce, or cannot know
-the size of, is refused here with the option that repairs it.
+In: a `Produce` and what the document holds so far (`SegmentInfo`s). Out: a `Plan`. What this model cannot produce, or cannot
+know the size of, is refused here with the option that repairs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Answers with numbers: which choice, how the signal goes on, which action.
 
-Choices are ranked by their likelihood after the prompt; a forecast is the quantiles of sampled continuations, in the sensor's own
-units; an action is legal in its space, or there is an error.
+Choices are ranked by their likelihood after the prompt; a forecast is the quantiles of sampled continuations, in the sensor's
+own units; an action is legal in its space, or there is an error.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def forecast(
             readings = max(round(horizon * (rate or _rate(tokenizer, prompt, kind))), 1)
         item = Produce("sensor", readings=int(readings), kind=kind, rate_hz=rate)
         requests.append(Request(prompt, item, {"n": samples, "temperature": 1.0, **options}))
-    return [_forecast(replies, quantiles) for replies in generate(model, tokenizer, requests)]
+    return [forecast_of([reply.sensor for reply in replies], quantiles) for replies in generate(model, tokenizer, requests)]
 
 
 def _rate(tokenizer: StreamTokenizer, prompt: Any, kind: str | None) -> float:
@@ -126,8 +126,8 @@ def _rate(tokenizer: StreamTokenizer, prompt: Any, kind: str | None) -> float:
     return float(rates[-1])
 
 
-def _forecast(replies: Sequence[Any], quantiles: tuple[float, ...]) -> Forecast:
-    sensors = [reply.sensor for reply in replies]
+def forecast_of(sensors: Sequence[Any], quantiles: tuple[float, ...]) -> Forecast:
+    """Quantiles over sampled continuations (`Sensor` segments of equal length)."""
     values = np.stack([np.asarray(s.values, np.float64) for s in sensors])
     levels = {q: np.quantile(values, q, axis=0) for q in quantiles}
     return Forecast(values, levels, sensors[0].channels, sensors[0].units, sensors[0].rate_hz)

@@ -1,7 +1,7 @@
 """What a user hands in as a prompt, as segments, as a stream, and as a filled cache.
 
-In: a string, a segment, a document, or a list that mixes them. Out: `Prompt`: the stream so far and the builder that goes on with
-it. A list whose members are themselves lists, tuples or documents is a batch of prompts.
+In: a string, a segment, a document, or a list that mixes them. Out: `Prompt`: the stream so far and the builder that goes on
+with it. A list whose members are themselves lists, tuples or documents is a batch of prompts.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from weft.tokenizers.segment import Action, Audio, Image, Segment, Sensor, Text, Video
 from weft.tokenizers.stream import Stream
+
+Finish = Literal["done", "max_tokens", "stop"]
+Kind = TypeVar("Kind", bound=Segment)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Reply:
     drawn: the openers and shapes that the call states, kept parts, and closers that the shape or a limit forces."""
     drawn: np.ndarray
     """bool [n]: which tokens the model chose."""
-    finish: Literal["done", "max_tokens", "stop"]
+    finish: Finish
     """done: every segment closed by its shape or by the model. max_tokens: at least one was closed by the limit."""
     timings: Timings = field(compare=False)
     parts: tuple[Stream, ...] = field(compare=False, repr=False, default=())
@@ -77,7 +80,7 @@ class Reply:
         """The first action segment."""
         return self._first(Action)
 
-    def _first(self, kind: type) -> Segment | None:
+    def _first(self, kind: type[Kind]) -> Kind | None:
         return next((s for s in self.segments if isinstance(s, kind)), None)
 
 

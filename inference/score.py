@@ -1,8 +1,8 @@
 """How likely a continuation is: log-probabilities token by token, for scoring and for choices.
 
 In: filled caches and the streams of continuations. Out: float32 log-probabilities over the output slice of every token, and
-which of them count: bodies and predicted closing tokens, not the openers and shapes that a caller states, nor the closers that a
-shape forces.
+which of them count: bodies and predicted closing tokens, not the openers and shapes that a caller states, nor the closers that
+a shape forces.
 The same conventions as in the loss and in `Reply.logprobs`, so that scoring a reply gives its own numbers back.
 """
 
@@ -25,6 +25,7 @@ from weft.model.cache import StreamCache
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.grammar import parse
 from weft.tokenizers.plan import PRESETS
+from weft.tokenizers.segment import Text
 from weft.tokenizers.stream import Stream, join
 
 ROWS = 1024
@@ -126,11 +127,10 @@ def _read(model: Any, tokenizer: StreamTokenizer, items: Sequence[tuple[StreamCa
 
 def _score(tokenizer: StreamTokenizer, stream: Stream, logprobs: np.ndarray) -> Score:
     names = tokenizer.modalities
-    text = sum(
-        len(tokenizer.decode_segment(codes, info).text.encode())  # type: ignore[attr-defined]
-        for info, codes in tokenizer.segments(stream)
-        if info.modality == "text"
-    )
+    text = 0
+    for info, codes in tokenizer.segments(stream):
+        segment = tokenizer.decode_segment(codes, info) if info.modality == "text" else None
+        text += len(segment.text.encode()) if isinstance(segment, Text) else 0
     return Score(stream.ids, logprobs, counted(tokenizer, stream), tuple(names[m] for m in stream.modality), text)
 
 

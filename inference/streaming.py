@@ -16,7 +16,8 @@ from weft.tokenizers.grammar import Piece as Parsed
 from weft.tokenizers.segment import Text
 
 SOUND = 25
-"""Sound tokens per piece: a second at the default 40 ms. A stretch is decoded with what came before, and its new part handed on."""
+"""Sound tokens per piece: a second at the default 40 ms. A stretch is decoded with what came before it; only the new part is
+handed on."""
 
 
 def pieces(model: Any, tokenizer: StreamTokenizer, task: Task) -> Iterator[Piece]:

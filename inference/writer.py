@@ -23,7 +23,7 @@ from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.grammar import Grammar, Piece, Range, Want
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.plan import PRESETS
-from weft.tokenizers.segment import Segment
+from weft.tokenizers.segment import Segment, Text
 from weft.tokenizers.stream import Stream
 
 
@@ -186,8 +186,9 @@ class Writer:
     def _meets_stop(self, plan: Plan, grammar: Grammar) -> bool:
         if not self.stop or plan.modality != "text" or grammar.open is None:
             return False
-        text = self.tokenizer.tokenizers["text"].decode(np.array(grammar.open.codes, np.int64))
-        return any(stop in text.text for stop in self.stop) and len(grammar.open.codes) >= plan.want.min_tokens
+        codes = np.array(grammar.open.codes, np.int64)
+        text = self.tokenizer.tokenizers["text"].decode(codes, (len(codes),))
+        return isinstance(text, Text) and any(s in text.text for s in self.stop) and len(codes) >= plan.want.min_tokens
 
     def _kept(self, plan: Plan, place: int) -> int | None:
         if plan.kept is None or not 0 <= place < len(plan.kept) or plan.kept[place] < 0:
