@@ -21,7 +21,7 @@ from weft.tokenizers.segment import Document
 from weft.tokenizers.stream import StreamError
 from weft.training.data.decode_pool import DecodePool, WorkerFailure
 from weft.training.data.index import ShardError
-from weft.training.data.records import restore
+from weft.training.data.records import restore, restore_segment
 from weft.training.data.shards import Sample, ShardDataset
 from weft.training.data.token_cache import TokenCache, tokens_from
 
@@ -157,7 +157,7 @@ class Documents:
 
                 tokens = tokens_from(to_arrays(header["arrays"], blobs), header)
             else:
-                segment = self._parse(sample).segments[at]
+                segment = restore_segment(sample.members, at)
                 tokens = self.tokenizer.tokenizers[segment.modality].encode(segment)
         except WorkerFailure as error:
             raise BadSample(f"{where}: {error.kind}: {error}") from error

@@ -18,7 +18,7 @@ import numpy as np
 
 from weft.tokenizers.manifest import load_document
 from weft.tokenizers.registry import REGISTRY, by_name
-from weft.tokenizers.segment import Document
+from weft.tokenizers.segment import Document, Segment
 from weft.training.data.index import MAX_SAMPLE_BYTES
 
 SUFFIXES = {
@@ -260,6 +260,13 @@ def restore(members: Mapping[str, bytes], where: str) -> Document:
     document = load_document({**spec, "segments": [_without_media(s) for s in spec["segments"]]}, Path())
     attached = [_attach(s, raw, members) for s, raw in zip(document.segments, spec["segments"])]
     return replace(document, segments=tuple(attached))
+
+
+def restore_segment(members: Mapping[str, bytes], number: int) -> Segment:
+    """One segment of a sample; of the media only its own are needed. Raises `ManifestError`."""
+    raw = json.loads(members["json"])["segments"][number]
+    (segment,) = load_document({"segments": [_without_media(raw)]}, Path()).segments
+    return _attach(segment, raw, members)
 
 
 def _without_media(segment: Any) -> Any:

@@ -148,7 +148,7 @@ class ShardDataset:
         if not self.shards:
             have = ", ".join(f"{k} ({v})" for k, v in sorted(Counter(s["split"] for s in self.info.shards).items())) or "none"
             raise ShardError(f"{self.where} has no shard of split {split!r}; splits with shards: {have}")
-        if lost > allowed(budget, len(self)):
+        if lost > allowed(budget, len(self)) or (self.damaged and not budget):
             raise ShardError(f"{lost} of {len(self)} samples are lost: {'; '.join(self.damaged[:5])}; copy the shards again")
         for message in self.damaged:
             log.warning("%s", message)

@@ -41,10 +41,9 @@ class Worker:
 
     def encode(self, header: dict[str, Any], blobs: list[bytes]) -> wire.Message:
         """Members of a sample and the number of a segment -> its tokens."""
-        from weft.training.data.records import restore
+        from weft.training.data.records import restore_segment
 
-        document = restore(dict(zip(header["members"], blobs)), header["where"])
-        segment = document.segments[header["segment"]]
+        segment = restore_segment(dict(zip(header["members"], blobs)), header["segment"])
         tokens = self.bundle().tokenizers[segment.modality].encode(segment)
         arrays = {name: getattr(tokens, name) for name in ("codes", "time", "features", "place")}
         table, data = wire.from_arrays(arrays)
@@ -94,9 +93,6 @@ def guard() -> None:
 
 def main(argv: list[str]) -> None:
     guard()
-    import torch
-
-    torch.set_num_threads(1)
     serve(Worker(argv[argv.index("--tokenizer") + 1] if "--tokenizer" in argv else None))
 
 
