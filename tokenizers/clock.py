@@ -107,7 +107,7 @@ def segment_times(segment: Segment, count: int) -> np.ndarray:
 
 def _times(segment: Segment) -> Sequence[Any] | None:
     """`segment.times`, with a torch tensor turned into numpy."""
-    times = getattr(segment, "times", None)
+    times: Any = getattr(segment, "times", None)
     return times.numpy() if hasattr(times, "numpy") else times
 
 

@@ -105,7 +105,7 @@ def _segment(value: Any, base: Path, outside: bool, where: str) -> Segment:
     kind = kinds[0]
     _known(value, (kind, *COMMON_KEYS, *KEYS[kind]), f"{where} ({kind})")
     where = f"{where} ({kind})"
-    common = {"start": _start(value, where), "role": value.get("role", "either"), "name": value.get("name")}
+    common: dict[str, Any] = {"start": _start(value, where), "role": value.get("role", "either"), "name": value.get("name")}
     if common["role"] not in ROLES:
         raise ManifestError(f"{where}: key 'role' must be one of {', '.join(ROLES)}, got {common['role']!r}")
     if common["name"] is not None and not isinstance(common["name"], str):
@@ -119,12 +119,12 @@ def _segment(value: Any, base: Path, outside: bool, where: str) -> Segment:
         return Image(pixels=_path(media, base, outside, where), **common)
     if kind == "audio":
         return Audio(samples=_media(media, base, outside, where), rate_hz=_rate(value, where), **common)
-    clock = {"rate_hz": _rate(value, where), "times": _times(value, where)}
+    clock: dict[str, Any] = {"rate_hz": _rate(value, where), "times": _times(value, where)}
     if kind == "video":
         return Video(frames=_media(media, base, outside, where), **clock, **common)
     values = _values(media, base, outside, where, kind)
     if kind == "sensor":
-        names = {key: _names(value, key, where) for key in ("channels", "units")}
+        names: dict[str, Any] = {key: _names(value, key, where) for key in ("channels", "units")}
         label = value.get("kind", "default")
         if not isinstance(label, str):
             raise ManifestError(f"{where}: key 'kind' must be a string, got {label!r}")
