@@ -6,6 +6,8 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import weft.kernels.attention as dispatcher
@@ -40,6 +42,7 @@ LAYOUTS = {
     "few landmarks kept": lambda d: build([173], 9, d, landmarks=0.3, most=4),
     "last medium only": lambda d: build([139, 20], 40, d, landmarks=0.1, blocks=0.6, longest=15, last=True),
     "an empty row": lambda d: build([30, 34, 128], 16, d, landmarks=0.05),
+    "split pieces": lambda d: build([37, 61, 45, 59] * 6, 40, d, landmarks=0.05),
     "long": lambda d: build([700, 401], 257, d, landmarks=0.02, blocks=0.2, longest=40),
 }
 
@@ -81,6 +84,26 @@ def test_backend_is_as_exact_as_the_plain_implementation(backend: str, name: str
         plain = results(q, k, v, grad, layout, "reference")
         exact = [x.detach().double().requires_grad_(x.requires_grad) for x in (q, k, v, grad)]
         hold(results(q, k, v, grad, layout, backend), plain, results(*exact, layout, "reference"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    st.one_of(st.none(), st.integers(1, 80)),
+    st.sampled_from([64, 500, 4096]),
+    st.sampled_from([256, 64 * 512]),
+)
+def test_any_plan_of_any_stream_is_exact(seed: int, lengths: list[int], window: int | None, keys: int, area: int) -> None:
+    """Small limits force every kind of piece: split groups, a group of one, chunks run in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weft.kernels.chunks.PIECE_KEYS", keys)
+        patch.setattr("weft.kernels.chunks.BATCHED_AREA", area)
+        layout = build(lengths, window, landmarks=0.1, blocks=0.3, seed=seed, most=3)
+        q, k, v, grad = inputs(layout, (4, 2, 8), torch.float64)
+        ours = results(q, k, v, grad, layout, "sdpa")
+    for a, b in zip(ours, results(q, k, v, grad, layout, "reference")):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -13,7 +13,13 @@ def test_fused_functions_equal_their_references() -> None:
     x, weight = _double(7, 12), _double(12)
     torch.testing.assert_close(fused.rms_norm(x, weight), elementwise.rms_norm(x, weight))
     torch.testing.assert_close(fused.swiglu(x), elementwise.swiglu(x))
-    q, k, a, b, table = _double(5, 3, 4), _double(5, 2, 4), _double(4), _double(4), rotary.rope_table(torch.randint(9, (5, 3)), 4)
+    q, k, a, b, table = (
+        _double(5, 3, 4),
+        _double(5, 2, 4),
+        _double(4),
+        _double(4),
+        rotary.rope_table(torch.randint(9, (5, 3)), 4),
+    )
     for ours, theirs in zip(fused.qk_norm_rope(q, k, a, b, *table), rotary.qk_norm_rope(q, k, a, b, *table)):
         torch.testing.assert_close(ours, theirs)
 
