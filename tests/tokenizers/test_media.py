@@ -20,7 +20,7 @@ from weft.tokenizers.media.audio import load_audio, resample
 from weft.tokenizers.media.errors import MediaError
 from weft.tokenizers.media.image import fit_within, load_image
 from weft.tokenizers.media.limits import Limits
-from weft.tokenizers.media.video import load_video
+from weft.tokenizers.media.video import decode, has_torchcodec, load_video
 
 sys.path.insert(0, str(Path(__file__).parent))
 import media_samples as samples
@@ -246,6 +246,14 @@ def test_variable_frame_times_come_from_the_file() -> None:
     frames, clock = load_video(samples.video_bytes(4, times_ms=[0, 40, 200, 1000]))
     assert frames.shape == (4, 32, 48, 3)
     assert clock is not None and clock.tolist() == [0, 40_000_000, 200_000_000, 1_000_000_000]
+
+
+@pytest.mark.skipif(not has_torchcodec(), reason="needs torchcodec and a system FFmpeg (pip install 'weft[video]')")
+def test_both_decoders_give_the_same_frames_and_times() -> None:
+    data = samples.video_bytes(4, times_ms=[0, 40, 200, 1000])
+    one, two = (list(decode(data, Limits(), "video", decoder)) for decoder in ("pyav", "torchcodec"))
+    assert [t for t, _ in one] == [t for t, _ in two]
+    assert all(np.allclose(a, b, atol=2 / 255) for (_, a), (_, b) in zip(one, two))
 
 
 def test_frames_of_a_file_look_like_what_was_written() -> None:

@@ -106,6 +106,8 @@ def has_torchcodec() -> bool:
 
 def decode(data: bytes, limits: Limits, name: str, decoder: str = "auto") -> Iterator[Frame]:
     """Frames of a file with torchcodec or PyAV, stopped after `video_seconds` of wall time."""
+    if data[4:8] != b"ftyp":  # FFmpeg would guess, and a playlist makes it open other files and addresses
+        raise MediaError(f"{name} is not MP4; {REPAIR}")
     end = time.monotonic() + limits.video_seconds
     use = ("torchcodec" if has_torchcodec() else "pyav") if decoder == "auto" else decoder
     for frame in _torchcodec(data, limits, name) if use == "torchcodec" else _pyav(data, limits, name):
