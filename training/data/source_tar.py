@@ -109,7 +109,9 @@ def samples(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes]
                 if used > MAX_SAMPLE_BYTES:
                     raise PrepareError(f"{name}: sample {key} is larger than {MAX_SAMPLE_BYTES} bytes; cut it")
                 if suffix.lower() in members:
-                    raise PrepareError(f"{name}: sample {key} has {suffix} twice; give every sample its own key")
+                    raise PrepareError(
+                        f"{name}: sample {key} has {suffix} twice (whatever the case); give every sample its own key"
+                    )
                 file = tar.extractfile(info)
                 data = file.read() if file else b""
                 if len(data) != info.size:
