@@ -86,8 +86,9 @@ def rollout(
 ) -> Rollout:
     """Act in `episodes` episodes with seeds `seed`, `seed + 1`, ...; at most `batch` at a time.
 
-    `env`: an environment id, a function that makes one environment per call, or a gymnasium vector environment. `demonstrations`: documents or lists of segments
-    that every episode is prompted with. The result of an episode does not depend on `batch`.
+    `env`: an environment id, a function that makes one environment per call, or a gymnasium vector environment.
+    `demonstrations`: documents or lists of segments that every episode is prompted with. The result of an episode does not
+    depend on `batch`.
     """
     if episodes < 1 or max_steps < 1 or batch < 1:
         raise SessionError(f"episodes={episodes}, max_steps={max_steps} and batch={batch} must be at least 1")

@@ -62,6 +62,17 @@ class Plan:
         return self.want.modality
 
 
+@dataclass(frozen=True)
+class _Form:
+    """The rows of a segment whose codes are not known yet: head, body, closing token."""
+
+    stream: Stream
+    head: int
+    """Tokens before the body."""
+    is_real: bool
+    """It is already part of the document."""
+
+
 def fork(builder: StreamBuilder) -> StreamBuilder:
     """An independent continuation of the same document."""
     new = copy.copy(builder)
@@ -117,33 +128,61 @@ class Writer:
         """`drawn` is a first token that was drawn before the plan was known."""
         entry = self.entries[plan.modality]
         self.grammar = grammar = self._grammar(plan.want)
-        # The head does not depend on the shape, so the smallest one serves until the shape is known.
-        preview = self._add(fork(self.builder), plan, (1,) * len(entry.shape), np.zeros(1, np.int64))
-        head = len(preview) - 2
-        stamps = head - (1 + len(entry.shape) if entry.opener else 0)
+        shape = plan.want.shape if entry.shape else ()
+        # The head does not depend on the shape: while that is unknown, the smallest one serves.
+        form = self._form(plan, shape) if shape is not None else self._preview(plan, (1,) * len(entry.shape), 1)
+        stamps = form.head - (1 + len(entry.shape) if entry.opener else 0)
         for i in range(stamps):
-            yield Ask(preview.ids[i : i + 1], plan.modality, 0)
-            self.pending.append(row_of(preview, i, int(preview.ids[i])))
-        written, has_body = stamps, False
+            yield Ask(form.stream.ids[i : i + 1], plan.modality, 0)
+            self.pending.append(row_of(form.stream, i, int(form.stream.ids[i])))
+        written = stamps
         while not grammar.done:
-            if written == head and not has_body:
-                preview, has_body = self._preview(plan, tuple(grammar.open.shape) if grammar.open else ()), True
+            if written == form.head and shape is None and grammar.open is not None:
+                shape = tuple(grammar.open.shape)
+                form = self._form(plan, shape)
             if drawn is not None:
                 token, drawn = drawn, None
             elif self._meets_stop(plan, grammar):
                 token = yield Ask(np.array([self.vocabulary.special[entry.closer]], np.int64), plan.modality, 0)
                 self.stopped = True
-            elif (kept := self._kept(plan, written - head)) is not None:
+            elif (kept := self._kept(plan, written - form.head)) is not None:
                 token = yield Ask(np.array([kept], np.int64), plan.modality, grammar.output_slice)
             else:
                 token = yield Ask(_ids(tuple(grammar.legal())), plan.modality, grammar.output_slice)
             grammar.push(token)
             if not grammar.done:
-                self.pending.append(row_of(preview, written, token))
+                self.pending.append(row_of(form.stream, written, token))
                 written += 1
         piece = grammar.pieces[0]
-        self._finish(plan, piece.shape, piece.codes)
+        self._finish(plan, piece, form)
         self.limited |= not self.stopped and self._is_full(plan, piece)
+
+    def _form(self, plan: Plan, shape: tuple[int, ...]) -> _Form:
+        """The segment at its longest. Where its length is certain it is written at once, and only its codes are missing."""
+        entry, want = self.entries[plan.modality], plan.want
+        unit = self._unit(shape, plan)
+        assert want.max_tokens is not None
+        length = int(np.prod(shape)) if entry.fixed else max(want.max_tokens // unit, 1) * unit
+        if entry.fixed or want.min_tokens == length:
+            real = self._add(self.builder, plan, shape, np.zeros(length, np.int64))
+            return _Form(real, len(real) - length - 1, True)
+        return self._preview(plan, shape, length)
+
+    def _preview(self, plan: Plan, shape: tuple[int, ...], length: int) -> _Form:
+        """A segment of `length` codes from a copy of the builder."""
+        stream = self._add(fork(self.builder), plan, shape, np.zeros(length, np.int64))
+        return _Form(stream, len(stream) - length - 1, False)
+
+    def _finish(self, plan: Plan, piece: Piece, form: _Form) -> None:
+        """The real segment; its closing token is the last row that the model still has to read."""
+        real = form.stream
+        if form.is_real:
+            real.ids[form.head : form.head + len(piece.codes)] = piece.codes + self._zero(plan)
+        else:
+            real = self._add(self.builder, plan, piece.shape, piece.codes)
+        self.written.append(real)
+        self.grammar = None
+        self.pending.append(row_of(real, len(real) - 1, int(real.ids[-1])))
 
     def _is_full(self, plan: Plan, piece: Piece) -> bool:
         """Whether a limit, and not the model or a stated length, has closed the piece."""
@@ -151,20 +190,6 @@ class Writer:
         if self.entries[plan.modality].fixed or most is None or plan.want.min_tokens == most:
             return False
         return len(piece.codes) + self._unit(piece.shape, plan) > most
-
-    def _finish(self, plan: Plan, shape: tuple[int, ...], codes: np.ndarray) -> None:
-        """Write the real segment; its closing token is the last row that the model still has to read."""
-        real = self._add(self.builder, plan, shape, codes)
-        self.written.append(real)
-        self.grammar = None
-        self.pending.append(row_of(real, len(real) - 1, int(real.ids[-1])))
-
-    def _preview(self, plan: Plan, shape: tuple[int, ...]) -> Stream:
-        """The segment at its longest, from a copy of the builder."""
-        unit, most = self._unit(shape, plan), plan.want.max_tokens
-        assert most is not None
-        length = int(np.prod(shape)) if self.entries[plan.modality].fixed else max(most // unit, 1) * unit
-        return self._add(fork(self.builder), plan, shape, np.zeros(length, np.int64))
 
     def _unit(self, shape: tuple[int, ...], plan: Plan) -> int:
         """The body's length is a multiple of it."""
@@ -193,7 +218,11 @@ class Writer:
     def _kept(self, plan: Plan, place: int) -> int | None:
         if plan.kept is None or not 0 <= place < len(plan.kept) or plan.kept[place] < 0:
             return None
-        return int(plan.kept[place]) + self.vocabulary.spans[self.entries[plan.modality].spans[0]][0]
+        return int(plan.kept[place]) + self._zero(plan)
+
+    def _zero(self, plan: Plan) -> int:
+        """Id of code 0."""
+        return self.vocabulary.spans[self.entries[plan.modality].spans[0]][0]
 
     def _grammar(self, want: Want) -> Grammar:
         return self.tokenizer.grammar(sequence=[want], holes=False, inside=True)
