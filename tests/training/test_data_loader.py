@@ -128,13 +128,13 @@ def test_hash_seed_folder_locale_and_zone_change_nothing(data: Path, tmp_path: P
 
 
 def test_caches_change_nothing(data: Path, tmp_path: Path) -> None:
-    tiny = LoaderConfig(**{**vars(CONFIG), "token_cache_bytes": 4000, "document_cache_bytes": 4000})
+    tiny = LoaderConfig(**{**vars(CONFIG), "token_cache_bytes": 4000, "document_cache_bytes": 4000, "stream_cache_bytes": 0})
     disk = LoaderConfig(**{**vars(CONFIG), "token_cache_folder": str(tmp_path), "token_cache_bytes": 10_000})
     full = [digest(s.batches) for s in loader(data).steps(0, 4)]
     for config in (tiny, disk, disk):
         made = loader(data, config)
         assert [digest(s.batches) for s in made.steps(0, 4)] == full
-        assert made.cache.bytes <= config.token_cache_bytes
+        assert made.cache.memory.bytes <= config.token_cache_bytes
     assert made.cache.misses == 0  # the third found everything on disk
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from weft.tokenizers.bundle import StreamTokenizer
@@ -17,6 +17,7 @@ from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.pack import cut_stream
 from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.stream import Stream, join
+from weft.training.data.bounded import Bounded
 from weft.training.data.config import LoaderConfig, SourceConfig
 from weft.training.data.documents import BadSample, Documents, Ready
 from weft.training.data.prompts import demonstration, prepend
@@ -51,6 +52,7 @@ class Assembler:
         """Per source and unit: the sample numbers that are drawn together."""
         self._tasks = [_tasks(d) if s.control else {} for s, d in zip(sources, self.datasets)]
         self.count = {"cut": 0, "replaced": 0}
+        self._built: Bounded[Hashable, Stream] = Bounded(config.stream_cache_bytes)
 
     def members(self, source: int, unit: int, draw: int) -> list[int]:
         """Samples of a unit: the document, or two of those that share a pair key."""
@@ -92,8 +94,19 @@ class Assembler:
             2 * draw + member,
         )
         items = [item for i, item in enumerate(items) if i not in gone]
-        if self.sources[source].control:
-            items = prepend(self._prompt(draw, source, number, ready), items, self.tokenizer.config.tick_ns)
+        prompt = self._prompt(draw, source, number, ready) if self.sources[source].control else []
+        known = None if prompt else (source, number, *((i.source, i.segment.role) for i in items))
+        stream = None if known is None else self._built.get(known)
+        if stream is None:
+            stream = self._build(draw, source, number, ready, prepend(prompt, items, self.tokenizer.config.tick_ns))
+            if known is not None:
+                self._built.put(known, stream, stream_bytes(stream))
+        if len(stream) <= self.config.length:
+            return [stream]
+        self.count["cut"] += 1
+        return cut_stream(stream, self.config.length)
+
+    def _build(self, draw: int, source: int, number: int, ready: Ready, items: Sequence[Prepared]) -> Stream:
         builder = self.tokenizer.builder()
         try:
             body = builder.add(items, self.plan, None)
@@ -102,11 +115,7 @@ class Assembler:
             self.quarantine.add(self.sources[source].name, name, draw, str(error))
             raise BadSample(f"{name}: {error}") from error
         stream = join([builder.open(), *([body] if body is not None else []), builder.close()])
-        stream = replace(stream, pair=ready.pair, id=ready.id)
-        if len(stream) <= self.config.length:
-            return [stream]
-        self.count["cut"] += 1
-        return cut_stream(stream, self.config.length)
+        return replace(stream, pair=ready.pair, id=ready.id)
 
     def _roles(self, items: Sequence[Prepared], draw: int, member: int) -> list[Prepared]:
         """Undecided segments become targets with the plan's probability; one without codes stays observed."""
@@ -135,6 +144,13 @@ class Assembler:
         length = self.config.length
         budget = min(length // 2, max(length - ready.tokens - length // 16, length // 4))
         return demonstration(shown.items, budget, where, uniform(self.seed, "prompt place", draw))
+
+
+def stream_bytes(stream: Stream) -> int:
+    """Memory that a stream takes."""
+    arrays = [v for v in vars(stream).values() if hasattr(v, "nbytes")]
+    parts = (*stream.features.values(), *stream.feature_at.values())
+    return 2048 + sum(a.nbytes for a in (*arrays, *parts))
 
 
 def group_units(dataset: ShardDataset) -> list[list[int]]:

@@ -61,6 +61,8 @@ class LoaderConfig:
     token_cache_bytes: int = 2**30
     token_cache_folder: str | None = None
     document_cache_bytes: int = 2**28
+    stream_cache_bytes: int = 2**28
+    """Finished streams, for data that is read in several passes."""
     shard_cache_folder: str | None = None
     shard_cache_bytes: int = 2**34
     """For sources behind a URL."""

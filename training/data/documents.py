@@ -7,7 +7,6 @@ the `TokenCache`. What is not there is read again from the shard, by offset, and
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from weft.tokenizers.identity import media_key
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.segment import Document
 from weft.tokenizers.stream import StreamError
+from weft.training.data.bounded import Bounded
 from weft.training.data.decode_pool import DecodePool, WorkerFailure
 from weft.training.data.index import ShardError
 from weft.training.data.records import restore, restore_segment
@@ -53,7 +53,6 @@ class _Skeleton:
     items: tuple[Any, ...]
     """Per segment: (segment without its media, start in ns)."""
     keys: tuple[str, ...]
-    size: int
 
 
 class Documents:
@@ -68,8 +67,7 @@ class Documents:
         max_bytes: int = 2**28,
     ) -> None:
         self.datasets, self.tokenizer, self.pool, self.cache = list(datasets), tokenizer, pool, cache
-        self.max_bytes, self.bytes = max_bytes, 0
-        self._kept: OrderedDict[tuple[int, int], _Skeleton] = OrderedDict()
+        self._kept: Bounded[tuple[int, int], _Skeleton] = Bounded(max_bytes)
         self._order = {name: i for i, name in enumerate(tokenizer.vocabulary.modalities)}
         self._waiting: dict[str, Future[Any]] = {}
         self._content = {m.name: m.content for m in tokenizer.registry if m.name in ("image", "audio", "video")}
@@ -101,7 +99,6 @@ class Documents:
         """The parsed document, and the sample if it had to be read."""
         found = self._kept.get((source, number))
         if found is not None:
-            self._kept.move_to_end((source, number))
             return found, None
         sample = self._read(source, number)
         document = self._parse(sample)
@@ -117,11 +114,8 @@ class Documents:
             items.append((bare, segment_start(segment)))
         size = 1024 * len(items) + len(sample.members["json"])
         size += sum(len(d) for s, d in sample.members.items() if s.endswith(".npy"))
-        found = _Skeleton(document.id, document.pair, tuple(items), tuple(media_key(s) for s in document.segments), size)
-        self._kept[(source, number)] = found
-        self.bytes += found.size
-        while self.bytes > self.max_bytes and len(self._kept) > 1:
-            self.bytes -= self._kept.popitem(last=False)[1].size
+        found = _Skeleton(document.id, document.pair, tuple(items), tuple(media_key(s) for s in document.segments))
+        self._kept.put((source, number), found, size)
         return found, sample
 
     def _read(self, source: int, number: int) -> Sample:

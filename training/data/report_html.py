@@ -102,11 +102,11 @@ def histogram(values: np.ndarray, bins: int = 40) -> str:
     """Counts over equal bins, as SVG."""
     counts, edges = np.histogram(values, bins=min(bins, max(1, int(np.ptp(values)) + 1)))
     width = 640 / len(counts)
-    bars = "".join(
-        f'<rect x="{i * width:.1f}" y="{120 - 110 * n / counts.max():.1f}" width="{max(width - 1, 0.5):.1f}" '
-        f'height="{110 * n / counts.max():.1f}" fill="{COLOURS[0]}"><title>{edges[i]:.0f}..{edges[i + 1]:.0f}: {n}</title></rect>'
-        for i, n in enumerate(counts)
-    )
+    bars = ""
+    for i, n in enumerate(counts):
+        size = 110 * n / counts.max()
+        place = f'x="{i * width:.1f}" y="{120 - size:.1f}" width="{max(width - 1, 0.5):.1f}" height="{size:.1f}"'
+        bars += f'<rect {place} fill="{COLOURS[0]}"><title>{edges[i]:.0f} to {edges[i + 1]:.0f}: {n}</title></rect>'
     axis = f'<text x="0" y="138" font-size="12">{edges[0]:.0f}</text>'
     axis += f'<text x="640" y="138" font-size="12" text-anchor="end">{edges[-1]:.0f} tokens</text>'
     return f'<svg viewBox="0 0 640 144" width="640" role="img" aria-label="document lengths">{bars}{axis}</svg>'

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from weft.tokenizers.base import Tokens
+from weft.training.data.bounded import Bounded
 
 ARRAYS = ("codes", "time", "features", "place")
 
@@ -30,46 +30,36 @@ class TokenCache(MutableMapping[str, Tokens]):
     """`media_key` -> `Tokens`, bounded. A key that fell out is simply tokenised again."""
 
     def __init__(self, max_bytes: int = 2**30, folder: str | Path | None = None, digest: str = "") -> None:
-        if max_bytes < 0:
-            raise ValueError(f"token cache of {max_bytes} bytes; give 0 or more")
         if folder is not None and not digest:
             raise ValueError("a token cache on disk needs the tokenizer's digest, so that no other tokenizer reads it")
-        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
-        self._kept: OrderedDict[str, Tokens] = OrderedDict()
+        self.memory: Bounded[str, Tokens] = Bounded(max_bytes)
+        self.hits, self.misses = 0, 0
         self._folder = None if folder is None else Path(folder) / digest[:32]
 
     def __getitem__(self, key: str) -> Tokens:
-        tokens = self._kept.get(key)
-        if tokens is not None:
-            self._kept.move_to_end(key)
-        elif (tokens := self._from_disk(key)) is not None:
-            self._keep(key, tokens)
-        else:
-            self.misses += 1
-            raise KeyError(key)
+        tokens = self.memory.get(key)
+        if tokens is None:
+            tokens = self._from_disk(key)
+            if tokens is None:
+                self.misses += 1
+                raise KeyError(key)
+            self.memory.put(key, tokens, token_bytes(tokens))
         self.hits += 1
         return tokens
 
     def __setitem__(self, key: str, tokens: Tokens) -> None:
         self._to_disk(key, tokens)
-        self._keep(key, tokens)
+        self.memory.put(key, tokens, token_bytes(tokens))
 
     def __delitem__(self, key: str) -> None:
-        self.bytes -= token_bytes(self._kept.pop(key))
+        if not self.memory.drop(key):
+            raise KeyError(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._kept))
+        return iter(self.memory.keys())
 
     def __len__(self) -> int:
-        return len(self._kept)
-
-    def _keep(self, key: str, tokens: Tokens) -> None:
-        if key in self._kept:
-            del self[key]
-        self._kept[key] = tokens
-        self.bytes += token_bytes(tokens)
-        while self.bytes > self.max_bytes and self._kept:
-            del self[next(iter(self._kept))]
+        return len(self.memory)
 
     def _path(self, key: str) -> Path | None:
         return None if self._folder is None else self._folder / key[:2] / f"{key}.safetensors"
