@@ -125,7 +125,7 @@ def test_gradients_are_right_in_float64(backend: str) -> None:
 
 
 def test_large_single_chunks_and_small_batches_are_both_planned() -> None:
-    pieces = chunk_plan(LAYOUTS["long"]("cpu"), 6, 3, 16).pieces + chunk_plan(build([1500], None), 6, 3, 16).pieces
+    pieces = chunk_plan(LAYOUTS["split pieces"]("cpu"), 6, 3, 16).pieces + chunk_plan(build([5000], None), 6, 3, 16).pieces
     assert {type(piece) for piece in pieces} == {Single, Batched}
 
 
