@@ -118,7 +118,7 @@ def test_a_symbol_is_one_piece(tokenizer: TextTokenizer) -> None:
 
 
 def test_a_small_corpus_lowers_the_size_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="weft.tokenizers.text"):
         tokenizer = TextTokenizer.fit(["to be or not to be"], 5000)
     assert 257 < tokenizer.size < 5000
     assert "the corpus supports" in caplog.text and "5000" in caplog.text
