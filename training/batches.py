@@ -7,12 +7,17 @@ number of ranks.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
-from weft.tokenizers.pack import Batch, pack
+import numpy as np
+
+from weft.tokenizers.pack import Batch, collate, feature_sizes
 from weft.tokenizers.stream import Stream
+from weft.training.data.loader import Loader
 from weft.training.data.sampling import assign, bin_of
 from weft.training.random import permutation
 
@@ -24,48 +29,88 @@ class Batches(Protocol):
         """Micro-batches of one rank; the same number on every rank."""
         ...
 
+    def has(self, step: int) -> bool:
+        """Whether there is data for this step; the same answer on every rank."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to see the same batches, as plain JSON data."""
+        ...
+
     def close(self) -> None:
         """Stop workers."""
         ...
 
 
+class LoaderBatches:
+    """Shards on disk, through the loader."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def batches(self, step: int, rank: int, world: int) -> list[Batch]:
+        """This rank's micro-batches; the loader was opened for this rank."""
+        if (rank, world) != (self.loader.rank, self.loader.world):
+            raise ValueError(
+                f"the loader was opened for rank {self.loader.rank} of {self.loader.world}, asked for {rank} of {world}"
+            )
+        return self.loader.step(step).batches
+
+    def has(self, step: int) -> bool:
+        """Whether the sources still have all draws of this step."""
+        return self.loader.has(step)
+
+    def identity(self) -> dict[str, Any]:
+        """The loader's."""
+        return self.loader.identity()
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self.loader.close()
+
+
 class StreamBatches:
     """Streams in memory, in shuffled passes: what a notebook or a quickstart trains on.
 
-    Each step takes `per_step` streams; they are divided over the micro-batches by length and packed.
+    Each step takes `per_step` streams (None: as many as fill `batch_tokens` on average), divided over the micro-batches by length.
     """
 
     def __init__(
-        self,
-        streams: Sequence[Stream],
-        length: int,
-        rows: int,
-        micro_batches: int = 1,
-        per_step: int | None = None,
-        seed: int = 0,
-    ) -> None:
+        self, streams: Sequence[Stream], batch_tokens: int, micro_batches: int = 1, per_step: int | None = None, seed: int = 0,
+        round_to: int = 64,
+    ) -> None:  # fmt: skip
         if not streams:
-            raise ValueError("a source needs at least one stream")
-        longest = max(len(s) for s in streams)
-        if longest > length:
-            raise ValueError(f"the longest stream has {longest} tokens, a row holds {length}; raise data.length")
+            raise ValueError("training needs at least one stream")
         mean = sum(len(s) for s in streams) / len(streams)
-        self.streams, self.length, self.rows, self.micro, self.seed = streams, length, rows, micro_batches, seed
-        self.per_step = per_step or max(micro_batches, int(0.85 * rows * length * micro_batches / mean))
+        self.streams, self.micro, self.seed, self.round_to = streams, micro_batches, seed, round_to
+        self.per_step = per_step or max(micro_batches, int(batch_tokens / mean))
+        self.sizes = feature_sizes(streams)
 
     def stream(self, draw: int) -> Stream:
-        """Draw number `draw`: position in this pass's own order."""
+        """Draw number `draw`: its place in this pass's own order."""
         run, place = divmod(draw, len(self.streams))
-        return self.streams[int(permutation(len(self.streams), self.seed, "pass", run)[place])]
+        return self.streams[int(self._order(run)[place])]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a source lives as long as its run
+    def _order(self, run: int) -> np.ndarray:
+        return permutation(len(self.streams), self.seed, "pass", run)
 
     def batches(self, step: int, rank: int, world: int) -> list[Batch]:
-        """This rank's micro-batches. A stream that finds no room in its micro-batch is left to the next pass."""
+        """This rank's micro-batches: one row each, as long as its streams, rounded up."""
         picked = [self.stream(draw) for draw in range(step * self.per_step, (step + 1) * self.per_step)]
         bins = assign([len(s) for s in picked], self.micro)
-        accumulate = self.micro // world
-        return [
-            pack([picked[i] for i in bins[bin_of(rank, k, accumulate)]], self.length, self.rows)[0] for k in range(accumulate)
-        ]
+        share = self.micro // world
+        mine = [[picked[i] for i in bins[bin_of(rank, k, share)]] for k in range(share)]
+        return [collate([row], -(-sum(map(len, row)) // self.round_to) * self.round_to, self.sizes) for row in mine]
+
+    def has(self, step: int) -> bool:
+        """There is no end."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Numbers and a digest of the ids."""
+        digest = hashlib.sha256(b"".join(s.ids.tobytes() for s in self.streams)).hexdigest()
+        return {"streams": digest, "seed": self.seed, "per_step": self.per_step, "micro_batches": self.micro}
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -82,6 +127,15 @@ class ListBatches:
         share = self.micro // world
         first = step * self.micro + rank * share
         return [self.items[(first + k) % len(self.items)] for k in range(share)]
+
+    def has(self, step: int) -> bool:
+        """There is no end."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """Numbers and a digest of the ids."""
+        digest = hashlib.sha256(b"".join(b.ids.numpy().tobytes() for b in self.items)).hexdigest()
+        return {"batches": digest, "micro_batches": self.micro}
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -100,7 +154,7 @@ class Ahead:
         if self.pool is None:
             return self.source.batches(step, self.rank, self.world)
         ready = self.waiting.pop(step, None) or self._begin(step)
-        self.waiting = {step + 1: self._begin(step + 1)}
+        self.waiting = {step + 1: self._begin(step + 1)} if self.source.has(step + 1) else {}
         return ready.result()
 
     def _begin(self, step: int) -> Future[list[Batch]]:

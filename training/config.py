@@ -18,6 +18,8 @@ import yaml
 from weft.model.config import ModelConfig
 from weft.model.presets import PRESETS, preset
 from weft.tokenizers.plan import PRESETS as PLANS
+from weft.tokenizers.plan import LossPlan
+from weft.training.data.config import LoaderConfig, SourceConfig
 from weft.training.engine import EngineConfig
 from weft.training.finetune import FinetuneConfig
 from weft.training.loss import LossConfig
@@ -53,66 +55,35 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
-class DataSource:
-    """One folder of shards in the mixture."""
+class DataSection(LoaderConfig):
+    """What is read, and how much of it makes one step; the loader's own fields are in `data/config.py`.
 
-    path: str
-    """Folder or fsspec URL that `weft prepare` wrote."""
-    weight: float = 1.0
-    """Share of the mixture before temperature."""
-    max_repeats: float | None = None
-    """How many times the source may be read in a run; None = no cap."""
+    A step holds `batch_tokens` in `micro_batches` parts however many ranks share it: 8 micro-batches are 8 accumulation steps
+    on one GPU or one on each of 8, with the same gradient.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight of {self.path} must be positive, got {self.weight}; remove the source to leave it out")
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """What is read, and how much of it makes one step."""
-
-    sources: tuple[DataSource, ...] = ()
-    validation: tuple[DataSource, ...] = ()
-    """Held-out shards for the evaluation; empty = none."""
+    sources: tuple[SourceConfig, ...] = ()
+    validation: tuple[SourceConfig, ...] = ()
+    """Held-out shards (usually the same folders with another split); empty = none."""
     tokenizer: Path | None = None
     """Folder of a `StreamTokenizer`."""
-    length: int = 512
-    """L: tokens of a row."""
-    rows: int = 4
-    """B: rows of one micro-batch on one rank."""
-    micro_batches: int = 1
-    """Micro-batches of one step over ALL ranks: a step holds rows * length * micro_batches tokens however many ranks share
-    it."""
-    plan: str = "dense"
-    """Loss plan: gato, jat, dense or instruct."""
-    temperature: float = 1.0
-    """Mixture weights are raised to 1 / temperature."""
-    modality_dropout: float = 0.0
-    """Probability with which a document loses one of its observed modalities."""
-    demonstrations: float = 0.25
-    """Share of control sequences that begin with a demonstration (Gato, section 2.2)."""
-    workers: int = 0
-    """Decoding processes per rank; the order does not depend on it."""
-    prefetch: bool = True
-    """Prepare the next step's batches in a thread while the current step runs."""
+    plan: str | LossPlan = "dense"
+    """Which tokens bear loss: gato, jat, dense, instruct, or weights of one's own (target, observed, generate)."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "rows", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.plan not in PLANS:
+        super().__post_init__()
+        if isinstance(self.plan, str) and self.plan not in PLANS:
             raise ValueError(f"plan {self.plan!r} is not known; choose one of {', '.join(PLANS)}")
-        for name in ("modality_dropout", "demonstrations"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.temperature <= 0 or self.workers < 0:
-            raise ValueError("temperature must be positive and workers 0 or more")
 
     @property
-    def step_tokens(self) -> int:
-        """Tokens of one step, padding included."""
-        return self.rows * self.length * self.micro_batches
+    def loss_plan(self) -> LossPlan:
+        """The plan as weights."""
+        return PLANS[self.plan] if isinstance(self.plan, str) else self.plan
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of one micro-batch, on average."""
+        return self.batch_tokens // self.micro_batches
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class EngineConfig:
     """Groups of ranks that divide the experts between them; 1 = every rank holds all."""
     threads: int | None = None
     """Intra-op CPU threads; None = torch's choice."""
-    timeout_s: float = 120.0
-    """How long a rank waits for the others before it fails."""
+    timeout_s: float = 600.0
+    """How long a rank waits for the others before it fails; longer than the longest evaluation."""
 
     def __post_init__(self) -> None:
         if self.expert_parallel != 1:
@@ -100,7 +100,7 @@ class Engine(Protocol):
     def counters(self) -> dict[str, int]: ...
     def load(self, weights: dict[str, Tensor], moments: dict[str, Tensor] | None, counters: dict[str, int] | None) -> None: ...
     def evaluate(self, batches: list[Batch]) -> dict[str, float]: ...
-    def gathered(self) -> contextlib.AbstractContextManager[Transformer]: ...
+    def gathered(self) -> contextlib.AbstractContextManager[Transformer | None]: ...
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -273,6 +273,6 @@ class LocalEngine:
         return means(gather_counts(report.cpu()).sum(0), whole[0], self.objective.config, self.world.size)
 
     @contextlib.contextmanager
-    def gathered(self) -> Iterator[Transformer]:
+    def gathered(self) -> Iterator[Transformer | None]:
         """The model with whole weights, for probes and callbacks."""
         yield self.model

@@ -1,9 +1,9 @@
 """How long a run is: a number of steps that is given, or one that a time budget decides once and writes down.
 
 A time budget cannot be repeated exactly, but its decisions can: each (from step, total steps) is written durably to
-`horizon.json` before it takes effect, so a run that was killed replays the same learning rates and ends at the same step.
-The first decision comes after a few measured steps; at a quarter, half and three quarters it is corrected if the machine became
-slower or faster, so that the decay always ends within the budget.
+`horizon.json` before it takes effect, so a run that was killed replays the same learning rates and ends at the same
+step. The first decision comes after a few measured steps; at a quarter, half and three quarters it is corrected if the
+machine became slower or faster, so that the decay always ends within the budget.
 """
 
 from __future__ import annotations

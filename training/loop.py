@@ -4,10 +4,11 @@
     average
             -> figures, alarms -> evaluation -> checkpoint
 
-A step is a pure function of (state, step), so a process killed anywhere and started again writes the same weights and the same
-`metrics.jsonl`. A batch with a not finite loss or gradient is skipped by all ranks together, by a branch: nothing is
-multiplied by zero. After three in a row the weights go back to the last checkpoint and training goes on BEHIND the bad
-batches (PaLM's recipe, arXiv 2204.02311, section 5.1): replaying the same steps from there would arrive at the same place.
+A step is a pure function of (state, step), so a process killed anywhere and started again writes the same weights and
+the same `metrics.jsonl`. A batch with a not finite loss or gradient is skipped by all ranks together, by a branch:
+nothing is multiplied by zero. After three in a row the weights go back to the last checkpoint and training goes on
+BEHIND the bad batches (PaLM's recipe, arXiv 2204.02311, section 5.1): replaying the same steps from there would arrive
+at the same place.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Loop:
         self.folder = Path(config.folder)
         self.saved = self.folder / "checkpoints"
         self.first = self.engine.world.first
-        self.ahead = Ahead(parts.source, self.engine.world.rank, self.engine.world.size, config.data.prefetch)
+        self.ahead = Ahead(parts.source, self.engine.world.rank, self.engine.world.size, config.data.prefetch > 0)
         self.horizon = Horizon(self.folder / "horizon.json", config.max_steps, config.max_seconds)
         self.monitors = Monitors(config.monitors)
         self.progress = state.Progress()
@@ -185,6 +186,7 @@ class Loop:
             "seed": self.config.seed,
             "model": state.jsonable(self.engine.model.config.to_dict()),
             "tokenizer": tokenizer.digest() if tokenizer is not None else None,
+            "data": state.jsonable(self.parts.source.identity()),
         }
 
     # ---- one step ----------------------------------------------------------------------------------------------------------
@@ -194,6 +196,9 @@ class Loop:
         step = self.progress.step
         total = self.horizon.total(step)
         if total is not None and step >= total:
+            return False
+        if not self.parts.source.has(step):
+            self.panel.say(f"the data ends at step {step}")
             return False
         batches, swap = self._agree(step)
         stop, over, proposal, trouble = swap.flags
@@ -340,7 +345,7 @@ class Loop:
             fixed = self.parts.validation or self.parts.source.batches(0, self.engine.world.rank, self.engine.world.size)
             self.probe_batch = to_device(fixed[0], self.engine.device)
         with self.engine.gathered() as model:
-            return self.monitors.probe(model, self.probe_batch)
+            return ({}, []) if model is None else self.monitors.probe(model, self.probe_batch)
 
     def _evaluate(self, last: bool = False) -> None:
         every = self.config.evaluation.every
@@ -353,7 +358,8 @@ class Loop:
             self.progress.score = figures["eval/loss"]
         if self.parts.evaluate is not None:
             with self.engine.gathered() as model:
-                figures |= {f"eval/{k}": float(v) for k, v in self.parts.evaluate(model, self.progress.step).items()}
+                if model is not None:
+                    figures |= {f"eval/{k}": float(v) for k, v in self.parts.evaluate(model, self.progress.step).items()}
         if figures:
             self.metrics |= figures
             self._write(self.progress.step - 1, figures)

@@ -3,11 +3,11 @@
     loss = sum_m  scale_m * (sum of weight * nll over m's learnt tokens) / (number of m's learnt tokens)
          + z_loss * mean z^2 + router_z_loss * router z + contrastive * InfoNCE
 
-Normalisation. A token's `weight` is the loss plan's, so the divisor counts tokens (weight > 0) instead of summing weights:
-dividing by the sum would cancel JAT's 0.005 exactly. A mean per modality keeps 40 action tokens from drowning among 4,000 image
-codes (Unified-IO 2, 4M). Counts are taken over all ranks and micro-steps BEFORE the first forward, so that accumulation, and
-any number of ranks, give the gradient of one big batch; dividing each micro-batch by its own count does not (transformers PR
-34191).
+Normalisation. A token's `weight` is the loss plan's, so the divisor counts tokens (weight > 0) instead of summing
+weights: dividing by the sum would cancel JAT's 0.005 exactly. A mean per modality keeps 40 action tokens from drowning
+among 4,000 image codes (Unified-IO 2, 4M). Counts are taken over all ranks and micro-steps BEFORE the first forward, so
+that accumulation, and any number of ranks, give the gradient of one big batch; dividing each micro-batch by its own
+count does not (transformers PR 34191).
 
 Every term runs in one fixed order on every rank, on whatever rows it has, also none: see the design's rule on empty slices.
 Axes: `T tokens  D width  P embedded documents  M modalities  W ranks`.
@@ -159,7 +159,11 @@ class Objective(nn.Module):
         embedding = self.model.embed(hidden[batch.embed_at[wanted]])
         everyone = gather_rows(embedding, sizes)
         pair = gather_rows(batch.embed_pair[wanted, None], sizes)[:, 0]
-        return info_nce(everyone, pair, self.model.embed_head.scale) / max(1.0, whole.pairs)
+        scale = self.model.embed_head.scale
+        scale = scale.detach() + (scale - scale.detach()) / len(
+            sizes
+        )  # every rank computes the whole term, and ranks are summed
+        return info_nce(everyone, pair, scale) / max(1.0, whole.pairs)
 
     def report(self, nll: Tensor, batch: Batch, terms: list[Tensor]) -> Tensor:
         """float64 [R], without gradient."""

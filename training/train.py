@@ -25,9 +25,10 @@ from weft.model.save import from_pretrained
 from weft.model.transformer import Transformer
 from weft.tokenizers.pack import Batch
 from weft.training import distributed, finetune
-from weft.training.batches import Batches
+from weft.training.batches import Batches, LoaderBatches
 from weft.training.checkpoint import replace_file, verify
 from weft.training.config import ConfigError, RunConfig, load_run
+from weft.training.data.loader import Loader
 from weft.training.engine import Engine, LocalEngine
 from weft.training.loop import Callback, Evaluate, Loop, Parts, RunResult
 from weft.training.random import torch_seed
@@ -78,13 +79,14 @@ def build(
             f"data.micro_batches={config.data.micro_batches} must be a multiple of the {world.size} ranks that share a step"
         )
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(config)
-    if source is None:
-        raise ConfigError("a run needs data: name folders of shards under data.sources")
+    source = source if source is not None else open_shards(config, tokenizer, world)
+    if not validation and config.data.validation:
+        validation = held_out(config, tokenizer, world)
     model = model if model is not None else build_model(config, tokenizer)
     finetune.apply(model, config.finetune, seed=torch_seed(config.seed, "lora"))
     return Parts(
         config=config,
-        engine=build_engine(config, model),
+        engine=build_engine(config, model, world),
         source=source,
         tokenizer=tokenizer,
         validation=list(validation),
@@ -94,13 +96,13 @@ def build(
     )
 
 
-def build_engine(config: RunConfig, model: Transformer) -> Engine:
+def build_engine(config: RunConfig, model: Transformer, world: distributed.World) -> Engine:
     """The engine that the config names. DeepSpeed is imported only if it is wanted."""
     if config.engine.kind == "local":
         return LocalEngine(model, config.engine, config.optimizer, config.loss)
     from weft.training.deepspeed_engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config.engine, config.optimizer, config.loss)
+    return DeepSpeedEngine(model, config.engine, config.optimizer, config.loss, config.data.micro_batches // world.size)
 
 
 def build_model(config: RunConfig, tokenizer: Any) -> Transformer:
@@ -149,6 +151,40 @@ def load_tokenizer(config: RunConfig) -> Any:
     return StreamTokenizer.load(config.data.tokenizer)
 
 
+def open_shards(config: RunConfig, tokenizer: Any, world: distributed.World) -> Batches:
+    """The loader over `data.sources`."""
+    if not config.data.sources or tokenizer is None:
+        raise ConfigError(
+            "a run needs data.sources (folders that `weft prepare` wrote) and data.tokenizer (a tokenizer's folder)"
+        )
+    loader = Loader(
+        config.data.sources,
+        tokenizer,
+        config.data,
+        seed=config.seed,
+        plan=config.data.loss_plan,
+        rank=world.rank,
+        world=world.size,
+        quarantine=config.folder / "quarantine",
+        tokenizer_folder=config.data.tokenizer,
+    )
+    return LoaderBatches(loader)
+
+
+def held_out(config: RunConfig, tokenizer: Any, world: distributed.World) -> list[Batch]:
+    """The same `evaluation.batches` micro-batches at every evaluation, whatever the training order is."""
+    micro = -(-config.evaluation.batches // world.size) * world.size
+    section = replace(
+        config.data, micro_batches=micro, batch_tokens=config.data.micro_tokens * micro, draws_per_step=None, dropout={}
+    )
+    loader = Loader(
+        config.data.validation, tokenizer, section, seed=0, plan=config.data.loss_plan, rank=world.rank, world=world.size,
+        tokenizer_folder=config.data.tokenizer,
+    )  # fmt: skip
+    with loader:
+        return loader.step(0).batches
+
+
 def dry_run(config: RunConfig, **given: Any) -> str:
     """Build everything, take two steps on real data in a scratch folder, and say what the whole run needs."""
     import tempfile
@@ -164,18 +200,14 @@ def dry_run(config: RunConfig, **given: Any) -> str:
         result = Loop(parts).run()
     model, world = parts.engine.model.config, parts.engine.world
     stage = config.engine.zero_stage if config.engine.kind == "deepspeed" else 0
-    sizes = step_bytes(
-        model, config.data.rows * config.data.length, stage, world.size, config.engine.precision, config.engine.recompute
-    )
+    sizes = step_bytes(model, config.data.micro_tokens, stage, world.size, config.engine.precision, config.engine.recompute)
     names = ("weights", "gradients", "moments", "activations")
     step_s = times[-1] - times[-2]
     lines = [f"model: {num_params(model):,} weights, loss {result.metrics['loss']:.3f} after 2 steps"]
     lines += [
         f"memory per rank: {sum(sizes) / GIB:.3f} GiB = " + " + ".join(f"{n} {s / GIB:.3f}" for n, s in zip(names, sizes))
     ]
-    lines += [
-        f"speed: {step_s:.3f} s per step, {config.data.step_tokens / step_s:,.0f} tokens/s with padding (second step, not warm)"
-    ]
+    lines += [f"speed: {step_s:.3f} s per step, {config.data.batch_tokens / step_s:,.0f} tokens/s (second step, not warm)"]
     if config.max_steps is not None:
         lines += [f"whole run: {config.max_steps} steps, about {config.max_steps * step_s / 3600:.2f} h"]
     elif config.max_seconds is not None:

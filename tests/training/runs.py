@@ -21,7 +21,7 @@ def config(folder: Path, **given: Any) -> RunConfig:
     base: dict[str, Any] = {
         "folder": str(folder),
         "max_steps": 12,
-        "data": {"length": 40, "rows": 2, "micro_batches": 2, "prefetch": False},
+        "data": {"batch_tokens": 128, "micro_batches": 2, "prefetch": 0},
         "optimizer": {"lr": 3e-3},
         "schedule": {"warmup_steps": 2},
         "checkpoint": {"every": 3},
@@ -36,7 +36,7 @@ def config(folder: Path, **given: Any) -> RunConfig:
 def data(run: RunConfig) -> Batches:
     """Streams of all modalities in memory."""
     d = run.data
-    return StreamBatches(mixed_streams(24), d.length, d.rows, d.micro_batches, per_step=6, seed=run.seed)
+    return StreamBatches(mixed_streams(24), d.batch_tokens, d.micro_batches, per_step=6, seed=run.seed, round_to=32)
 
 
 def go(run: RunConfig, **given: Any) -> RunResult:

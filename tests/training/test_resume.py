@@ -24,6 +24,25 @@ from weft.training.loop import Moment, Terminated, TrainingDiverged
 from weft.training.tracking import read_jsonl
 
 
+class Wrapped:
+    """The run's data, to be changed on the way."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.inner = data(run)
+
+    def batches(self, step: int, rank: int, world: int) -> list[Batch]:
+        return self.inner.batches(step, rank, world)
+
+    def has(self, step: int) -> bool:
+        return self.inner.has(step)
+
+    def identity(self) -> dict[str, object]:
+        return self.inner.identity()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 def child(run: RunConfig) -> int:
     """Run in a forked copy of this process, which has imported everything already; returns its pid."""
     pid = os.fork()
@@ -96,17 +115,11 @@ def test_hundred_kills_change_nothing(reference, tmp_path):
 def test_three_chained_resumes_see_every_batch_once_and_in_order(tmp_path):
     seen: list[tuple[int, int]] = []
 
-    class Watched:
-        def __init__(self, run: RunConfig) -> None:
-            self.inner = data(run)
-
+    class Watched(Wrapped):
         def batches(self, step: int, rank: int, world: int) -> list[Batch]:
             found = self.inner.batches(step, rank, world)
             seen.append((step, int(sum(b.ids.sum() for b in found))))
             return found
-
-        def close(self) -> None:
-            self.inner.close()
 
     whole = config(tmp_path / "whole", max_steps=12, monitors={"probe_every": 0})
     go(whole, source=Watched(whole))
@@ -150,11 +163,12 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(reference, tmp_p
 # ---- poison ----------------------------------------------------------------------------------------------------------------
 
 
-class Poisoned:
+class Poisoned(Wrapped):
     """Steps of `bad` carry NaN; with `leave_out` they are not there at all."""
 
     def __init__(self, run: RunConfig, bad: set[int], where: str, leave_out: bool = False) -> None:
-        self.inner, self.bad, self.where, self.leave_out = data(run), bad, where, leave_out
+        super().__init__(run)
+        self.bad, self.where, self.leave_out = bad, where, leave_out
 
     def batches(self, step: int, rank: int, world: int) -> list[Batch]:
         if self.leave_out:
@@ -167,9 +181,6 @@ class Poisoned:
         if step in self.bad and self.where == "input":
             first = replace(first, features={k: torch.full_like(v, float("nan")) for k, v in first.features.items()})
         return [first, *rest]
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -237,7 +248,7 @@ def test_poison_without_end_stops_with_a_sentence(tmp_path):
 
 def test_prefetch_thread_changes_nothing(reference, tmp_path):
     marks, _ = reference
-    run = config(tmp_path / "run", checkpoint={"ema": 0.9}, data={"prefetch": True})
+    run = config(tmp_path / "run", checkpoint={"ema": 0.9}, data={"prefetch": 1})
     go(run)
     assert {k: v for k, v in fingerprint(run.folder).items()} == marks
 
