@@ -2,8 +2,8 @@
 
 In and out: as `elementwise.py` and `rotary.py`, the references, which also run on other devices. Autograd's chain of small
 operations passes over memory about three times as often (RMSNorm, one core, T = 4096, D = 256, forward and backward: 4.4 ms
-as a chain). Only inputs are kept for the backward pass. Under autocast RMSNorm returns the autocast type, since linear layers
-are what read it.
+as a chain). Only inputs are kept for the backward pass; without gradients the references run, which make fewer calls. Under
+autocast RMSNorm returns the autocast type, since linear layers are what read it.
 
 Axes: `T tokens  D width  H heads  K head width  F hidden width`.
 """
@@ -23,7 +23,7 @@ from weft.kernels import elementwise, rotary
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis of x [T D]."""
     kind = x.device.type
-    if kind != "cpu" or torch.compiler.is_compiling():
+    if kind != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return elementwise.rms_norm(x, weight, eps)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype == torch.float32 else x.dtype
     return _RMSNorm.apply(x, weight, eps, dtype)
@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of gate_up [N 2F], the gate first -> [N F]."""
-    if gate_up.device.type != "cpu" or torch.compiler.is_compiling():
+    if gate_up.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return elementwise.swiglu(gate_up)
     return _SwiGLU.apply(gate_up)
 
@@ -43,7 +43,18 @@ def qk_norm_rope(
     is float32 or wider."""
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return rotary.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+    if not torch.is_grad_enabled():
+        cos, sin = cos[:, None], sin[:, None]
+        return _turn(elementwise.rms_norm(_wide(q), q_weight, eps), cos, sin), _turn(
+            elementwise.rms_norm(_wide(k), k_weight, eps), cos, sin
+        )
     return _NormRope.apply(q, q_weight, cos, sin, eps), _NormRope.apply(k, k_weight, cos, sin, eps)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotation in few calls, for decoding: x [T H K], cos and sin [T 1 K/2]."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], -1)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ class Embedding(nn.Module):
         self._check_names(batch.features)
         for name, encoder in self.features.items():
             rows, at = self._rows(name, batch.features, batch.feature_at, x)
+            if not len(at) and not len(rows) and not torch.is_grad_enabled():
+                continue
             encoded = encoder(rows)
             if len(encoded) != len(at):
                 raise FeatureError(f"{name}: {len(encoded)} feature rows for {len(at)} positions in feature_at")
@@ -81,6 +83,8 @@ class Embedding(nn.Module):
 
     def _place(self, modality: Tensor, channel: Tensor) -> Tensor:
         """Modality and channel embedding from one table [M C D]: one look-up per token instead of two."""
+        if not torch.is_grad_enabled():
+            return self.modality(modality) + self.channel(channel)
         table = self.modality.weight[:, None] + self.channel.weight
         return F.embedding(modality * self.config.num_channels + channel, table.flatten(0, 1))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,9 +64,9 @@ def extend(model: Transformer, new: Any, caches: Sequence[StreamCache], lengths:
     if len({id(cache) for cache in caches}) != len(caches):
         raise CacheError("one cache appears twice in a call; clone() it first")
     x = pad_rows(model.embedding(new))
-    rotary = model.rotary(F.pad(new.position, (0, 0, 0, len(x) - total)))
+    rotary = model.rotary(pad_rows(new.position))
     landmark, two_way = new.landmark.tolist(), new.two_way.tolist()
-    starts = np.cumsum([0, *lengths]).tolist()
+    starts = list(accumulate(lengths, initial=0))
     spans = [(s, slice(a, b)) for s, (a, b) in enumerate(pairwise(starts)) if b > a]
     plans = [(caches[s], at, *plan(caches[s], landmark[at], two_way[at], model.config)) for s, at in spans]
     for layer, block in enumerate(model.layers):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -81,6 +82,8 @@ class MoE(nn.Module):
         """The first `tokens` rows of x [T' D] -> [T' D], zero below. T' is a multiple of 16, and the rows of each expert are
         filled up to one, so that a row's bits do not depend on which others came along."""
         routing = route(pad_rows(self.gate(x), VECTORS), self.bias, self.experts_per_token)
+        if tokens == 1:
+            return self._infer_one(x, routing)
         chosen = routing.expert[:tokens].flatten()
         order = torch.argsort(chosen, stable=True)
         counts = torch.bincount(chosen, minlength=self.bias.numel())
@@ -92,8 +95,19 @@ class MoE(nn.Module):
         place = torch.empty_like(order)
         place[order] = slot
         back = self.experts(rows, padded, stable=True)[place].view(tokens, self.experts_per_token, -1)
+        weight = routing.weight[:tokens].to(back.dtype)[..., None]
         out = torch.zeros_like(x)
-        out[:tokens] = (back * routing.weight[:tokens].to(back.dtype)[..., None]).sum(1)
+        for choice in range(self.experts_per_token):  # one order of sums for any number of tokens
+            out[:tokens].addcmul_(back[:, choice], weight[:, choice])
+        return out
+
+    def _infer_one(self, x: Tensor, routing: Routing) -> Tensor:
+        """One token in row 0 of x [16 D]: its experts read all 16 rows, the rows below mean nothing."""
+        out = torch.zeros_like(x)
+        weights = routing.weight[0].to(x.dtype)
+        for weight, expert in zip(weights, routing.expert[0].tolist()):
+            hidden = swiglu(F.linear(x, self.experts.gate_up_proj[expert]))
+            out.addcmul_(F.linear(hidden, self.experts.down_proj[expert]), weight)
         return out
 
 
