@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from weft.tokenizers.action import ActionConfig, ActionTokenizer
 from weft.tokenizers.audio import AudioTokenizer
-from weft.tokenizers.base import Tokenizer
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.codec import CodecConfig
 from weft.tokenizers.codec_fit import CodecFit
@@ -47,7 +47,7 @@ def default_tokenizer(
     """
     documents = [documents] if isinstance(documents, Document) else list(documents)
     segments = [segment for document in documents for segment in document.segments]
-    fitted: list[Tokenizer] = []
+    fitted: list[Any] = []
     texts = [s.text for s in segments if isinstance(s, Text)]
     if texts:
         fitted.append(_text(texts, text_size))
@@ -77,7 +77,7 @@ def _text(texts: Sequence[str], size: int) -> TextTokenizer:
         quiet.setLevel(level)
 
 
-def _pictures(segments: Sequence[Segment], steps: int, config: ImageConfig, max_rate_hz: float) -> list[Tokenizer]:
+def _pictures(segments: Sequence[Segment], steps: int, config: ImageConfig, max_rate_hz: float) -> list[Any]:
     """Image and video tokenizers with one codec between them."""
     images = [s for s in segments if isinstance(s, Image)]
     videos = [s for s in segments if isinstance(s, Video)]

@@ -124,7 +124,7 @@ def _joined(block: Block) -> Block:
 
 def _limited(block: Block, limits: Sequence[int]) -> Block:
     """Pieces longer than the grammar can state (more frames than there are number tokens) are cut."""
-    limit = np.array([limits[i] for i in block.segment], np.int64)
+    limit = np.asarray(limits, np.int64)[block.segment]
     parts = np.maximum(-(-(block.end - block.first) // limit), 1)
     if (parts == 1).all():
         return block

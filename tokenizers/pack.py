@@ -7,7 +7,6 @@ fit; a document longer than a row is cut at its segments' borders and counted. A
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -82,21 +81,29 @@ class PackReport:
 
 
 def fit(lengths: Sequence[int], length: int) -> list[list[int]]:
-    """Rows of indices, best fit in order of falling length: O(n log n) comparisons. No length may exceed `length`."""
-    free: list[tuple[int, int]] = []  # (free space, row), ascending
+    """Rows of indices, best fit in order of falling length. No length may exceed `length`.
+
+    One integer has a bit for every free space that some row has, so the tightest row is its lowest bit above the need.
+    """
     rows: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(length + 1)]
+    spaces = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         need = lengths[i]
         if need > length:
             raise StreamError(f"document {i} has {need} tokens, a row {length}; cut it first")
-        at = bisect_left(free, (need, -1))
-        if at < len(free):
-            space, row = free.pop(at)
+        above = spaces >> need
+        if above:
+            space = need + (above & -above).bit_length() - 1
+            row = by_space[space].pop()
+            if not by_space[space]:
+                spaces ^= 1 << space
         else:
             space, row = length, len(rows)
             rows.append([])
         rows[row].append(i)
-        insort(free, (space - need, row))
+        by_space[space - need].append(row)
+        spaces |= 1 << (space - need)
     return rows
 
 
