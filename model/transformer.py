@@ -124,6 +124,14 @@ class Transformer(nn.Module):
         """The routed layers, in order."""
         return [block.mlp for block in self.layers if block.mlp is not None]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see the message. `torch.compile(block)` of a single block gives equal results (tests hold it)."""
+        raise NotImplementedError(
+            "a weft Transformer is not compiled as a whole: attention plans and expert counts are read from the data, so "
+            "every block falls into pieces that are compiled anew for other counts; compile single blocks with "
+            "torch.compile(block) and measure, or leave it: on a CPU weft.kernels.fused joins the same small operations"
+        )
+
     def new_cache(self) -> StreamCache:
         """An empty cache of one document, on the model's device and in its type."""
         return StreamCache(self.config, self.device, self.norm.weight.dtype)

@@ -110,6 +110,27 @@ def test_elementwise_blocks_do_not_change_bits() -> None:
     assert torch.equal(by_rows(torch.nn.functional.silu, x)[:16], by_rows(torch.nn.functional.silu, x[:16]))
 
 
+@pytest.mark.slow
+def test_a_compiled_block_gives_equal_results() -> None:
+    model = build(layers=2)
+    batch = streams.join([streams.document(70, i) for i in range(3)])
+    rotary, (layout, _) = model.rotary(batch.position), model.layouts(batch)
+    x = torch.randn(210, 40)
+    results = []
+    for block in (model.layers[1], torch.compile(model.layers[1], backend="aot_eager")):
+        model.zero_grad()
+        out, _ = block(x, rotary, layout)
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in model.layers[1].parameters() if p.grad is not None)])
+    for ours, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_compiling_the_whole_model_is_refused_with_a_reason() -> None:
+    with pytest.raises(NotImplementedError, match="attention plans and expert counts"):
+        build(layers=1).compile()
+
+
 def test_a_tiny_model_overfits_a_batch_of_all_six_modalities() -> None:
     model = build(width=64, base_width=64, layers=3, heads=4, head_width=16, expert_width=64, shared_width=64, dense_width=128)
     documents = [streams.document(40, 100 + m, modality=m) for m in range(6)] + [streams.document(80, 7)]
