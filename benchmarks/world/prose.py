@@ -1,4 +1,4 @@
-"""Real English prose that ships with Python: the language reference topics behind `help()`, split by topic.
+"""Real English prose that ships with Python: the paragraphs of the topics behind `help()`, split by topic.
 
 In: a seed. Out: paragraphs of about `SIZE` characters per split. Licence: Python Software Foundation License.
 The text differs a little between Python versions; `digest` names the one in use.
@@ -17,16 +17,29 @@ SHARES = {"test": 0.10, "val": 0.04}
 
 
 def topics() -> dict[str, str]:
-    """Topic -> text, white space folded. A text that several topics share is kept once."""
+    """Topic -> its paragraphs of English, white space folded.
+
+    Grammar rules, tables and code are left out; a paragraph that several topics share is kept in the first only, so that no
+    test text has been read in another topic.
+    """
     from pydoc_data.topics import topics as raw
 
     found, seen = {}, set()
     for name in sorted(raw):
-        text = re.sub(r"\s+", " ", re.sub(r"[*=~^\"-]{3,}", " ", raw[name])).strip()
-        if text not in seen and len(text) > 200:
-            found[name] = text
-            seen.add(text)
+        kept = []
+        for paragraph in re.split(r"\n\s*\n", raw[name]):
+            text = re.sub(r"\s+", " ", paragraph).strip()
+            if text not in seen and is_prose(text):
+                seen.add(text)
+                kept.append(text)
+        if kept:
+            found[name] = " ".join(kept)
     return found
+
+
+def is_prose(text: str) -> bool:
+    """Whether a paragraph is mostly words: a sentence or more, nine characters in ten letters, spaces and plain stops."""
+    return len(text) > 60 and sum(c.isalpha() or c in " ,.'" for c in text) >= 0.9 * len(text)
 
 
 def digest() -> str:
@@ -46,7 +59,7 @@ def cut(text: str, size: int = SIZE) -> list[str]:
 
 
 def prose(seed: int, scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
-    """(topic, text) of every document per split. A test text that also stands in a training topic is left out."""
+    """(topic, text) of every document per split."""
     texts = topics()
     draw = np.random.default_rng([seed, 5])
     names = [sorted(texts)[i] for i in draw.permutation(len(texts))]
@@ -57,7 +70,4 @@ def prose(seed: int, scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
         part = "test" if used < SHARES["test"] * total else "val" if used < sum(SHARES.values()) * total else "train"
         used += len(texts[name])
         split[part] += [(name, piece) for piece in cut(texts[name])]
-    known = {text for _, text in split["train"]}
-    for part in ("test", "val"):
-        split[part] = [(name, text) for name, text in split[part] if text not in known]
     return {part: pieces[: max(3, round(len(pieces) * scale))] for part, pieces in split.items()}
