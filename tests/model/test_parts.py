@@ -111,6 +111,7 @@ def test_elementwise_blocks_do_not_change_bits() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_a_compiled_block_gives_equal_results() -> None:
     model = build(layers=2)
     batch = streams.join([streams.document(70, i) for i in range(3)])
