@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.training.data_world import documents, episode, tokenizer, write_manifest
 from weft.tokenizers.pack import Batch, unpack
@@ -82,6 +84,21 @@ def test_three_chained_resumes_give_the_exact_order(data: Path) -> None:
                 if len(pieces) == until:
                     break
     assert pieces == whole
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.sampled_from([0, 2])), min_size=3, max_size=5))
+def test_any_chain_of_resumes_and_worlds_gives_the_same_micro_batches(data: Path, chain: list[tuple[int, int, int]]) -> None:
+    """Each link starts anew at the step where the last one stopped, with its own number of ranks and prefetched steps."""
+    step, found = 0, []
+    config = {**vars(CONFIG), "draws_per_step": 12}
+    for world, count, prefetch in chain:
+        ranks = [loader(data, LoaderConfig(**{**config, "prefetch": prefetch}), rank=r, world=world) for r in range(world)]
+        made = [[s.batches for s in r.steps(step, step + count)] for r in ranks]
+        found += [[digest([b]) for rank in made for b in rank[i]] for i in range(count)]
+        step += count
+    alone = loader(data, LoaderConfig(**config))
+    assert found == [[digest([b]) for b in alone.step(s).batches] for s in range(step)]
 
 
 @pytest.mark.parametrize("world", [2, 4])

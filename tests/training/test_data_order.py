@@ -37,7 +37,7 @@ def test_no_unit_is_lost_or_repeated_within_a_pass(sources: list[tuple[int, floa
             assert sorted(units[start : start + n]) == list(range(n))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 900), st.floats(0.05, 5), st.one_of(st.none(), st.floats(0.1, 9))), min_size=1, max_size=4

@@ -127,7 +127,7 @@ def test_prepare_names_the_document_whose_clip_hung(tmp_path: Path, monkeypatch:
         "        if header['where'].endswith('line 5'):\n"
         "            ctypes.PyDLL(None).sleep(60)\n"
         "        return super().check(header, blobs)\n"
-        "guard()\nserve(Hanging())\n"
+        "guard()\nworker = Hanging()\nworker.warm()\nserve(worker)\n"
     )
     start = DecodePool.__init__
 

@@ -32,7 +32,7 @@ def test_draws_are_uniform() -> None:
     values = uniforms(20_000, 0, "u")
     singles = np.array([uniform(0, "v", i) for i in range(5_000)])
     for draws in (values, singles):
-        assert 0 <= draws.min() and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.02 and abs(draws.var() - 1 / 12) < 0.005
+        assert draws.min() >= 0 and draws.max() < 1 and abs(draws.mean() - 0.5) < 0.02 and abs(draws.var() - 1 / 12) < 0.005
     counts = np.bincount([integer(7, 0, i) for i in range(7_000)], minlength=7)
     assert counts.min() > 850 and counts.max() < 1150
     assert 0 <= torch_seed(1, "t") < 2**63

@@ -49,6 +49,17 @@ class Worker:
         table, data = wire.from_arrays(arrays)
         return {"arrays": table, "grid": [int(n) for n in tokens.grid], "group": int(tokens.group)}, data
 
+    def warm(self) -> None:
+        """Import the decoders and load the tokenizers before the first task, so that no task's clock pays for it."""
+        import importlib
+
+        for name in ("PIL.Image", "soundfile", "torchaudio.functional", "weft.training.data.check"):
+            importlib.import_module(name)
+        for kind in ("image", "audio", "video"):
+            importlib.import_module(f"weft.tokenizers.media.{kind}")
+        if self._folder is not None:
+            self.bundle()
+
     def bundle(self) -> Any:
         """The stream tokenizer, loaded on first use."""
         if self._bundle is None:
@@ -93,7 +104,9 @@ def guard() -> None:
 
 def main(argv: list[str]) -> None:
     guard()
-    serve(Worker(argv[argv.index("--tokenizer") + 1] if "--tokenizer" in argv else None))
+    worker = Worker(argv[argv.index("--tokenizer") + 1] if "--tokenizer" in argv else None)
+    worker.warm()
+    serve(worker)
 
 
 if __name__ == "__main__":
