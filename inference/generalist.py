@@ -22,6 +22,7 @@ import numpy as np
 from weft.inference import embed as embedding
 from weft.inference import predict as predicting
 from weft.inference.errors import IndexFileError, ProduceError, PromptError
+from weft.inference.explain import Explanation, explain
 from weft.inference.generate import Request, check, generate
 from weft.inference.index import Hit, Index
 from weft.inference.prompts import as_segments, encode, is_batch
@@ -190,6 +191,10 @@ class Generalist:
             raise ProduceError(f"threshold={threshold!r} must lie between -1 and 1")
         near = tuple(hit for hit in self.search(index, query, k) if hit.score >= threshold)
         return Found(near, None if near else self.generate(query, produce, **options))
+
+    def explain(self, prompt: Any, reply: Any) -> Explanation:
+        """Which segments mattered for a reply, who looked at whom, which experts worked; `.save(path)` writes a page."""
+        return explain(self.model, self.tokenizer, prompt, reply)
 
     # -- streams without an end
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.inference.errors import CheckpointError
+from weft.inference.feed import extend, part_of
 from weft.inference.quantize import quantize_int8
 from weft.model.config import ConfigError, ModelConfig
 from weft.model.save import SaveError, from_pretrained, save_pretrained
 from weft.model.transformer import Transformer
 from weft.tokenizers.bundle import StreamTokenizer, TokenizerMismatch
+from weft.tokenizers.stream import join
 
 if TYPE_CHECKING:
     from weft.inference.generalist import Generalist
@@ -57,6 +59,7 @@ def load(
     check_fit(model.config, tokenizer, folder)
     if quantize:
         quantize_int8(model)
+    _probe(model, tokenizer)
     return Generalist(model, tokenizer, digest=_digest(folder / "model.safetensors", quantize))
 
 
@@ -156,6 +159,20 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _probe(model: Transformer, tokenizer: StreamTokenizer) -> None:
+    """Two tokens through the model: a type that this device cannot compute in is refused here, not in the first call."""
+    stream = join([tokenizer.builder().open(), tokenizer.builder().open()])
+    try:
+        with torch.inference_mode():
+            extend(model, [model.new_cache()], [part_of(stream)])
+    except RuntimeError as error:
+        dtype = str(model.norm.weight.dtype).removeprefix("torch.")
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"this model does not run in {dtype} on {model.device} ({reason}); use dtype='float32'"
+        ) from error
 
 
 def _digest(weights: Path, quantize: str | None) -> str:

@@ -24,7 +24,7 @@ from weft.tokenizers.grammar import Grammar, Piece, Range, Want
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.plan import PRESETS
 from weft.tokenizers.segment import Segment, Text
-from weft.tokenizers.stream import Stream
+from weft.tokenizers.stream import Stream, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +239,25 @@ def _ids(ranges: tuple[Range, ...]) -> np.ndarray:
     ids = np.unique(np.concatenate([np.arange(first, end) for first, end in ranges]))
     ids.setflags(write=False)
     return ids
+
+
+def rewrite(tokenizer: StreamTokenizer, builder: StreamBuilder, parts: tuple[Stream, ...]) -> Stream:
+    """Finished segments with the codes they have, written again at the end of another document."""
+    builder = fork(builder)
+    out = []
+    for part in parts:
+        for info, codes in tokenizer.segments(part):
+            entry = builder.registry[info.modality]
+            rate, owner = info.fields.get("rate_hz"), tokenizer.tokenizers.get(info.modality)
+            shape = info.grid[len(info.grid) - len(entry.shape) :] if entry.shape else ()
+            together = info.modality == "action" and len(codes) != int(np.prod(info.grid))
+            tokens = replace(template(entry, owner, shape, len(codes), rate, together=together), codes=codes)
+            fields = {k: v for k, v in info.fields.items() if k in ("kind", "rate_hz", "channels", "units", "space")}
+            segment = replace(EMPTY[info.modality], start=info.start, role="target", **fields)
+            order = list(builder.registry).index(info.modality)
+            stream = builder.add([Prepared(segment, entry, order, tokens, info.start, len(builder.info))], PRESETS["instruct"])
+            assert stream is not None
+            out.append(stream)
+        if part.ids[-1] == builder.vocabulary.special["</doc>"]:
+            out.append(builder.close())
+    return join(out)
