@@ -31,6 +31,7 @@ from weft.training.config import ConfigError, RunConfig, load_run
 from weft.training.data.loader import Loader
 from weft.training.engine import Engine, LocalEngine
 from weft.training.loop import Callback, Evaluate, Loop, Parts, RunResult
+from weft.training.pretrained import load_trunk, load_vision
 from weft.training.random import torch_seed
 
 log = logging.getLogger("weft.training")
@@ -121,13 +122,10 @@ def build_model(config: RunConfig, tokenizer: Any) -> Transformer:
     torch.manual_seed(torch_seed(config.seed, "weights"))
     model = Transformer(sizes)
     torch.set_rng_state(state)
-    if section.trunk is not None or section.vision is not None:
-        from weft.training.pretrained import load_trunk, load_vision
-
-        for line in (load_trunk(model, section.trunk) if section.trunk else []) + (
-            load_vision(model, section.vision) if section.vision else []
-        ):
-            log.info("%s", line)
+    done = load_trunk(model, section.trunk, vocabulary.spans["text"]) if section.trunk is not None else []
+    done += load_vision(model, section.vision) if section.vision is not None else []
+    for line in done:
+        log.info("%s", line)
     return model
 
 

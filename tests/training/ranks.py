@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-def launch(scenario: str, out: Path, ranks: int = 2, timeout_s: float = 240.0) -> dict[str, Any]:
+def launch(scenario: str, out: Path, ranks: int = 2, timeout_s: float = 900.0) -> dict[str, Any]:
     """Start `ranks` processes and wait; a process that fails ends the test with its output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

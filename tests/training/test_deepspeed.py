@@ -18,6 +18,7 @@ from weft.training.tracking import read_jsonl
 
 pytest.importorskip("deepspeed", reason="pip install 'weft[deepspeed]'")
 
+pytestmark = pytest.mark.timeout(900)
 STAGES = [0, 1, 2, 3]
 SAME_SCHEDULE = {"kind": "constant", "warmup_steps": 0}
 
