@@ -193,7 +193,7 @@ def test_bad_configs_and_files_are_refused(tmp_path: Path) -> None:
     for name, value in (("bins", 1), ("bins", -1), ("discrete", -1), ("continuous", "words")):
         with pytest.raises(TokenizerError, match=str(name)):
             ActionConfig(**{name: value})  # type: ignore[arg-type]
-    with pytest.raises(TokenizerError, match="ActionTokenizer.fit"):
+    with pytest.raises(TokenizerError, match=r"ActionTokenizer\.fit"):
         ActionTokenizer(ActionConfig(continuous="chunks"))
     with pytest.raises(TokenizerError, match="does not exist yet"):
         ChunkCodec(4, 10.0, ((9999, 0),))
