@@ -5,7 +5,7 @@ beside it, the landmarks that left the ring (at most `max_landmarks`). So a loca
 at `2 * (window + max_landmarks) * G * K` numbers. Keys are turned by absolute positions before they are stored; eviction
 moves no position. The order of slots means nothing to attention, so live slots are always the contiguous range 0 .. used.
 
-Axes: `G kv heads  K head width`; a store is [layers G slots K].
+Axes: `G kv heads  K head width`; a store is [layers 2 G slots K], keys and values side by side.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class KeyStore:
 
     def __init__(self, layers: int, config: ModelConfig, window: int | None, device: torch.device, dtype: torch.dtype) -> None:
         self.window, self.max_landmarks = window, config.max_landmarks
-        shape = (layers, config.kv_heads, 0, config.head_width)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.data = torch.empty((layers, 2, config.kv_heads, 0, config.head_width), device=device, dtype=dtype)
         self.length = 0
         self.landmarks: list[int] = []  # live landmarks, oldest first (local stores only)
         self.kept: list[int] = []  # landmark in slot window + p
@@ -60,18 +58,15 @@ class KeyStore:
 
     def reserve(self, slots: int) -> None:
         """Make room for `slots`: at least doubling, never past what a bounded store can need."""
-        have = self.keys.shape[2]
+        have = self.data.shape[3]
         if slots <= have:
             return
         size = max(slots, 2 * have, FIRST_SLOTS)
         if self.window is not None:
             size = max(slots, min(size, self.window + (self.max_landmarks or size)))
-        grown = []
-        for old in (self.keys, self.values):
-            new = old.new_zeros((*old.shape[:2], size, old.shape[3]))
-            new[:, :, :have] = old
-            grown.append(new)
-        self.keys, self.values = grown
+        grown = self.data.new_zeros((*self.data.shape[:3], size, self.data.shape[4]))
+        grown[:, :, :, :have] = self.data
+        self.data = grown
 
     def index(self) -> np.ndarray:
         """Index in the document of the key in each live slot, int64 [used]."""
@@ -140,21 +135,26 @@ class KeyStore:
             return change
         sources = [*range(first, change.count), *stored]
         slots = [(self.length + i) % ring for i in range(first, change.count)] + targets
-        device = self.keys.device
+        device = self.data.device
         change.sources = torch.tensor(sources, device=device)
         change.targets = torch.tensor(slots, device=device)
         return change
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, change: Change) -> None:
-        """Store the new keys and values [count G K] of one layer."""
-        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            if change.moves:
-                source, target = zip(*change.moves)
-                store[:, list(target)] = store[:, list(source)]
-            if change.sources is None:
-                store[:, change.targets] = new[0]
-            else:
-                store.index_copy_(1, change.targets, new[change.sources].transpose(0, 1).to(store.dtype))  # type: ignore[arg-type]
+    def move(self, change: Change, layers: int | slice) -> None:
+        """Bring landmarks that leave the ring to their slots."""
+        if change.moves:
+            source, target = zip(*change.moves)
+            store = self.data[layers]
+            store[..., list(target), :] = store[..., list(source), :]
+
+    def write(self, layer: int, new: Tensor, change: Change) -> None:
+        """Store the new keys and values [count 2 G K] of one layer."""
+        self.move(change, layer)
+        if change.sources is None:
+            self.data[layer, :, :, change.targets] = new[0]
+        else:
+            rows = new[change.sources].permute(1, 2, 0, 3).to(self.data.dtype)
+            self.data[layer].index_copy_(2, change.targets, rows)  # type: ignore[arg-type]
 
     def commit(self, change: Change) -> None:
         """The change has been written to every layer."""
@@ -165,7 +165,7 @@ class KeyStore:
 
     def nbytes(self) -> int:
         """Allocated bytes."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return self.data.numel() * self.data.element_size()
 
 
 def landmark_deaths(old: int, new_born: list[int], max_landmarks: int | None) -> list[int]:
@@ -206,8 +206,7 @@ class StreamCache:
         """A snapshot that safetensors can hold; only live slots are in it."""
         snapshot = {"state": torch.tensor([self.length, self.open_block])}
         for name, store in (("local", self.local), ("full", self.full)):
-            snapshot[f"{name}.keys"] = store.keys[:, :, : store.used].clone()
-            snapshot[f"{name}.values"] = store.values[:, :, : store.used].clone()
+            snapshot[f"{name}.data"] = store.data[:, :, :, : store.used].clone()
             snapshot[f"{name}.landmarks"] = torch.tensor(store.landmarks, dtype=torch.int64)
             snapshot[f"{name}.kept"] = torch.tensor(store.kept, dtype=torch.int64)
         return snapshot
@@ -216,20 +215,18 @@ class StreamCache:
     def from_tensors(cls, config: ModelConfig, snapshot: dict[str, Tensor]) -> StreamCache:
         """The inverse of `to_tensors`. Raises `CacheError` for a snapshot of another model shape."""
         try:
-            keys = snapshot["full.keys"]
-            cache = cls(config, keys.device, keys.dtype)
+            data = snapshot["full.data"]
+            cache = cls(config, data.device, data.dtype)
             length, cache.open_block = snapshot["state"].tolist()
             for name, store in (("local", cache.local), ("full", cache.full)):
                 store.length = length
                 store.landmarks = snapshot[f"{name}.landmarks"].tolist()
                 store.kept = snapshot[f"{name}.kept"].tolist()
-                shape = (*store.keys.shape[:2], store.used, store.keys.shape[3])
-                for part in ("keys", "values"):
-                    tensor = snapshot[f"{name}.{part}"]
-                    if tensor.shape != shape:
-                        found = list(tensor.shape)
-                        raise CacheError(f"snapshot {name}.{part} has shape {found}, this model needs {list(shape)}")
-                    setattr(store, part, tensor.clone())
+                data = snapshot[f"{name}.data"]
+                shape = (*store.data.shape[:3], store.used, store.data.shape[4])
+                if data.shape != shape:
+                    raise CacheError(f"snapshot {name}.data has shape {list(data.shape)}, this model needs {list(shape)}")
+                store.data = data.clone()
         except KeyError as missing:
             raise CacheError(f"snapshot lacks {missing}; it needs the tensors of StreamCache.to_tensors()") from None
         return cache

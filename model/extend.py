@@ -12,6 +12,7 @@ Axes: `T tokens  D width  H heads  G kv heads  R = H / G  K head width`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 QUERIES = 256
 """Queries per mask: bounds its memory at QUERIES * keys."""
+STACKED = 1 << 17
+"""Numbers per document up to which its live slots are copied beside others' to save calls (not measured finely)."""
 
 
 @dataclass
@@ -69,13 +72,19 @@ def extend(model: Transformer, new: Any, caches: Sequence[StreamCache], lengths:
     starts = list(accumulate(lengths, initial=0))
     spans = [(s, slice(a, b)) for s, (a, b) in enumerate(pairwise(starts)) if b > a]
     plans = [(caches[s], at, *plan(caches[s], landmark[at], two_way[at], model.config)) for s, at in spans]
+    longer = [entry for entry in plans if entry[2].pieces is not None]
+    singles = [entry for entry in plans if entry[2].pieces is None]
+    steps = [Steps([(at.start, cache.local, local.change) for cache, at, local, _ in singles])]
+    steps.append(Steps([(at.start, cache.full, full.change) for cache, at, _, full in singles]))
     for layer, block in enumerate(model.layers):
         is_full = model.config.is_full(layer)
         q, k, v = block.attention.project(block.attention_norm(x), rotary)
-        mixed = torch.zeros_like(q)
-        for cache, at, local, full in plans:
+        mixed, new_kv = torch.zeros_like(q), torch.stack([k, v.to(k.dtype)], 1)
+        for cache, at, local, full in longer:
             store, one = (cache.full, full) if is_full else (cache.local, local)
-            mixed[at] = attend(store, cache.place[layer], q[at], k[at], v[at], one)
+            mixed[at] = attend(store, cache.place[layer], q[at], new_kv[at], one)
+        if singles:
+            steps[is_full].attend(singles[0][0].place[layer], q, new_kv, mixed)
         x = block.feed(x + block.attention.out(mixed.flatten(1)), total)
     for cache, at, local, full in plans:
         cache.local.commit(local.change)
@@ -120,7 +129,7 @@ def _pieces(store: KeyStore, marks: list[int], two_way: np.ndarray, repeat: int)
         query = np.arange(n + first, n + end)[:, None]
         mask = (born[seen] <= query) & (query < dies[seen])
         keys: slice | Tensor = slice(int(seen[0]), int(seen[-1]) + 1)
-        device = store.keys.device
+        device = store.data.device
         if len(seen) != seen[-1] + 1 - seen[0]:
             keys = torch.from_numpy(seen).to(device)
         rows = None if mask.all() else torch.from_numpy(np.tile(mask, (repeat, 1))).to(device)
@@ -145,23 +154,44 @@ def _lifetimes(n: int, marks: list[int], two_way: np.ndarray, store: KeyStore) -
     return born, dies
 
 
-def attend(store: KeyStore, layer: int, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
-    """One document, one layer: q [N H K], k and v [N G K] of the new tokens -> [N H K]; the store takes k and v."""
-    groups = k.shape[1]
-    if plan.pieces is None:
-        store.write(layer, k, v, plan.change)
-        used = plan.change.used
-        keys, values = store.keys[layer, :, :used], store.values[layer, :, :used]
-        query = q.reshape(1, groups, -1, q.shape[-1])
-        return F.scaled_dot_product_attention(query, keys[None].to(q.dtype), values[None].to(q.dtype)).view_as(q)
-    used = store.used
-    keys, values = k.transpose(0, 1), v.transpose(0, 1)
-    if used:
-        keys = torch.cat([store.keys[layer, :, :used].to(k.dtype), keys], 1)
-        values = torch.cat([store.values[layer, :, :used].to(v.dtype), values], 1)
+def attend(store: KeyStore, layer: int, q: Tensor, new: Tensor, plan: Plan) -> Tensor:
+    """One document, one layer: q [N H K], keys and values [N 2 G K] of the new tokens -> [N H K]; the store takes them."""
+    assert plan.pieces is not None
+    past = store.data[layer, :, :, : store.used].to(new.dtype)
+    keys, values = torch.cat([past, new.permute(1, 2, 0, 3)], 2)
     mixed = [_mix(q[p.first : p.end], keys, values, p) for p in plan.pieces]
-    store.write(layer, k, v, plan.change)
+    store.write(layer, new, plan.change)
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+class Steps:
+    """Documents that get a single token, which sees every live slot: no masks, and few calls for many documents."""
+
+    def __init__(self, entries: list[tuple[int, KeyStore, Change]]) -> None:
+        self.rows = [row for row, _, _ in entries]
+        targets, groups = [], defaultdict(list)
+        for row, store, change in entries:
+            store.move(change, slice(None))  # what is moved has died or is overwritten below
+            targets.append(store.data[:, :, :, change.targets].unbind(0))
+            groups[change.used].append((row, store.data[:, :, :, : change.used].unbind(0)))
+        self.targets = [list(layer) for layer in zip(*targets)]
+        self.groups = []
+        for members in groups.values():
+            values = members[0][1][0].numel() if members[0][1] else 0
+            for part in [members] if values <= STACKED else [[member] for member in members]:
+                self.groups.append(([row for row, _ in part], list(zip(*(live for _, live in part)))))
+
+    def attend(self, layer: int, q: Tensor, new: Tensor, mixed: Tensor) -> None:
+        """q [T H K], new keys and values [T 2 G K]; writes rows of mixed [T H K]. Documents with equally many live slots share
+        a call: the kernel treats each on its own, so that bits stay as alone."""
+        rows = new.unbind(0)
+        torch._foreach_copy_(self.targets[layer], [rows[row] for row in self.rows])
+        for at, live in self.groups:
+            part = live[layer]
+            data = (part[0][None] if len(part) == 1 else torch.stack(part)).to(q.dtype)
+            own = q[at[0] : at[0] + 1] if len(at) == 1 else q[at]
+            query = own.reshape(len(at), data.shape[2], -1, q.shape[-1])
+            mixed[at] = F.scaled_dot_product_attention(query, data[:, 0], data[:, 1]).view_as(own)
 
 
 def _mix(q: Tensor, keys: Tensor, values: Tensor, piece: Piece) -> Tensor:

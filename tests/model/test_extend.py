@@ -74,6 +74,18 @@ def test_a_document_has_the_same_bits_alone_and_in_company(threads: int) -> None
         assert torch.equal(model.embed(hidden)[7:8], model.embed(hidden[7:8]))
 
 
+def test_documents_of_equal_length_keep_their_bits_when_they_share_a_call() -> None:
+    model = build()
+    documents = [streams.document(31, seed, two_way=False) for seed in range(5)]
+    alone = [push(model, d, [0, 20, *range(21, 32)], model.new_cache()) for d in documents]
+    caches = [model.new_cache() for _ in documents]
+    together = []
+    for a, b in pairwise([0, 20, *range(21, 32)]):
+        hidden = model.extend(streams.join([streams.cut(d, a, b) for d in documents]), caches, [b - a] * 5)
+        together.append(hidden.view(5, b - a, -1))
+    assert torch.equal(torch.cat(together, 1), torch.stack(alone))
+
+
 def test_memory_of_local_layers_is_bounded() -> None:
     model = build(full_every=0, window=13, max_landmarks=4)
     document = streams.document(400, 1, two_way=False)
@@ -87,7 +99,7 @@ def test_live_slots_are_what_the_config_says() -> None:
     model = build(window=13, max_landmarks=4)
     cache = model.new_cache()
     push(model, streams.document(90, 1, two_way=False), [0, 90], cache)
-    live = sum(t.numel() * t.element_size() for name, t in cache.to_tensors().items() if name.endswith(("keys", "values")))
+    live = sum(t.numel() * t.element_size() for name, t in cache.to_tensors().items() if name.endswith("data"))
     assert live == cache_bytes(model.config, 90, landmarks=cache.local.used - 13)
 
 
