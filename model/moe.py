@@ -82,9 +82,36 @@ class MoE(nn.Module):
         """The first `tokens` rows of x [T' D] -> [T' D], zero below. T' is a multiple of 16, and the rows of each expert are
         filled up to one, so that a row's bits do not depend on which others came along."""
         routing = route(pad_rows(self.gate(x), VECTORS), self.bias, self.experts_per_token)
-        if tokens == 1:
-            return self._infer_one(x, routing)
-        chosen = routing.expert[:tokens].flatten()
+        if x.device.type == "cpu":
+            back, place = self._by_expert(x, routing.expert[:tokens].flatten().tolist())
+        else:
+            back, place = self._grouped(x, routing.expert[:tokens].flatten())
+        back = back[place].view(tokens, self.experts_per_token, -1)
+        weight = routing.weight[:tokens].to(back.dtype)[..., None]
+        out = torch.zeros_like(x)
+        for choice in range(self.experts_per_token):  # one order of sums for any number of tokens
+            out[:tokens].addcmul_(back[:, choice], weight[:, choice])
+        return out
+
+    def _by_expert(self, x: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """Rows of the chosen experts only, and where each choice's row is: few calls for few tokens."""
+        members: dict[int, list[int]] = {}
+        for choice, expert in enumerate(chosen):
+            members.setdefault(expert, []).append(choice)
+        place, parts, first = [0] * len(chosen), [], 0
+        for expert, choices in members.items():
+            tokens = [choice // self.experts_per_token for choice in choices]
+            tokens += [tokens[0]] * (-len(tokens) % ROWS)
+            rows = x.index_select(0, torch.tensor(tokens))
+            hidden = by_rows(swiglu, F.linear(rows, self.experts.gate_up_proj[expert]))
+            parts.append(F.linear(hidden, self.experts.down_proj[expert]))
+            for row, choice in enumerate(choices, first):
+                place[choice] = row
+            first += len(tokens)
+        return torch.cat(parts), torch.tensor(place)
+
+    def _grouped(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in one grouped product over padded groups."""
         order = torch.argsort(chosen, stable=True)
         counts = torch.bincount(chosen, minlength=self.bias.numel())
         padded = (counts + ROWS - 1) // ROWS * ROWS
@@ -94,21 +121,7 @@ class MoE(nn.Module):
         rows[slot] = x[order // self.experts_per_token]
         place = torch.empty_like(order)
         place[order] = slot
-        back = self.experts(rows, padded, stable=True)[place].view(tokens, self.experts_per_token, -1)
-        weight = routing.weight[:tokens].to(back.dtype)[..., None]
-        out = torch.zeros_like(x)
-        for choice in range(self.experts_per_token):  # one order of sums for any number of tokens
-            out[:tokens].addcmul_(back[:, choice], weight[:, choice])
-        return out
-
-    def _infer_one(self, x: Tensor, routing: Routing) -> Tensor:
-        """One token in row 0 of x [16 D]: its experts read all 16 rows, the rows below mean nothing."""
-        out = torch.zeros_like(x)
-        weights = routing.weight[0].to(x.dtype)
-        for weight, expert in zip(weights, routing.expert[0].tolist()):
-            hidden = swiglu(F.linear(x, self.experts.gate_up_proj[expert]))
-            out.addcmul_(F.linear(hidden, self.experts.down_proj[expert]), weight)
-        return out
+        return self.experts(rows, padded, stable=True), place
 
 
 class Dispatch(torch.autograd.Function):

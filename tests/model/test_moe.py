@@ -68,6 +68,9 @@ def test_serving_path_equals_training_path() -> None:
     x[29:] = 0
     with torch.no_grad():
         torch.testing.assert_close(moe.infer(x, 29)[:29], moe(x[:29])[0], rtol=1e-5, atol=1e-6)
+        chosen = moe.route(x[:29]).expert.flatten()
+        (few, at), (grouped, place) = moe._by_expert(x, chosen.tolist()), moe._grouped(x, chosen)
+        torch.testing.assert_close(few[at], grouped[place], rtol=1e-5, atol=1e-6)
 
 
 def test_weights_of_a_token_sum_to_one_and_ignore_the_bias() -> None:
