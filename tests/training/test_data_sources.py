@@ -16,9 +16,10 @@ from weft.tokenizers.segment import Document
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import restore
 from weft.training.data.shards import ShardDataset
+from weft.training.data.source import sniff, split_of
 from weft.training.data.source_minari import episode_record
 from weft.training.data.source_tar import expand
-from weft.training.data.sources import prepare_from, sniff, split_of
+from weft.training.data.sources import prepare_from
 
 
 def read(folder: Path, split: str = "train") -> list[Document]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from weft.tokenizers.segment import Document
-from weft.training.data.report import DataReport, TokenReport
-from weft.training.data.sources import sniff
+from weft.training.data.figures import DataReport, TokenReport
+from weft.training.data.source import sniff
 
 EMBED_BYTES = 2**20
 TYPES = {

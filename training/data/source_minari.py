@@ -16,7 +16,7 @@ import numpy as np
 
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import Record
-from weft.training.data.sources import Source, origin_of
+from weft.training.data.source import Source, origin_of
 from weft.training.random import uniform
 
 MISSING = "reading Minari data needs h5py: pip install h5py (or minari[hdf5])"

@@ -17,7 +17,7 @@ import numpy as np
 from weft.tokenizers.registry import REGISTRY
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import Record
-from weft.training.data.sources import MEDIA, Source, origin_of, sniff, split_of
+from weft.training.data.source import MEDIA, Source, origin_of, sniff, split_of
 
 
 def parquet_source(

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from weft.training.data.index import MAX_SAMPLE_BYTES
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import Record
-from weft.training.data.sources import Source, origin_of, sample_record, split_of
+from weft.training.data.source import Source, origin_of, sample_record, split_of
 
 
 def tar_source(where: str, *, name: str | None = None) -> Source:
