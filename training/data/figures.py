@@ -1,7 +1,8 @@
 """What is in a folder of shards, in figures.
 
 In: a folder or URL of shards, and (for figures in tokens) a tokenizer. Out: a `DataReport`. Counts, seconds and bytes are
-exact, from the indexes. Lengths and token shares are measured on a sample of documents, drawn without replacement by a fixed seed.
+exact, from the indexes. Lengths and token shares are measured on a sample of documents, drawn without replacement by a
+fixed seed.
 """
 
 from __future__ import annotations
