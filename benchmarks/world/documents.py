@@ -286,7 +286,7 @@ RECIPES: dict[str, Recipe] = {
     "digit_speech": Recipe(_heard("digit", "digit"), 4000, 100, 500, 8, 21),
     "digits_speech": Recipe(_heard("string", "digits"), 3000, 50, 200, 12, 39),
     "phrase_speech": Recipe(_heard("phrase", "words"), 400, 20, 60, 1, 25),
-    "video": Recipe(_video, 2400, 40, 240, 15, 98),
+    "video": Recipe(_video, 2400, 40, 240, 15, 66),
     "sum": Recipe(_sum, 3000, 50, 200, 9, 49),
     "arithmetic": Recipe(_arithmetic, 400, 0, 0, 1, 22),
     "draw": Recipe(_draw, 2600, 50, 200, 7, 28),
@@ -302,7 +302,7 @@ RECIPES: dict[str, Recipe] = {
     "motor_forecast": Recipe(_forecast, 3000, 50, 200, 4, 40),
     "motor_fault": Recipe(_fault, 2000, 50, 200, 4, 95),
     "redundant": Recipe(_redundant, 3000, 50, 200, 4, 31),
-    "caption": Recipe(_caption, 1200, 30, 0, 1, 48),
+    "caption": Recipe(_caption, 1200, 30, 0, 1, 37),
     "prose": Recipe(_prose, ALL, ALL, ALL, 7, 115),
 }
 

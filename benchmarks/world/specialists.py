@@ -72,8 +72,8 @@ def sound_features(samples: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 def film_features(frames: np.ndarray) -> np.ndarray:
-    """The first five frames and their differences."""
-    kept = frames[:5].astype(np.float64) / 255
+    """The frames and their differences."""
+    kept = frames.astype(np.float64) / 255
     return np.concatenate([kept.reshape(-1), np.diff(kept, axis=0).reshape(-1)])
 
 
