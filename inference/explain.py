@@ -223,7 +223,7 @@ class _Trace:
 
         def hook(layer: int) -> Any:
             def look(module: Any, inputs: Any) -> None:
-                x, rotary, layout = inputs
+                x, rotary, _ = inputs
                 q, k, _ = module.project(x, rotary)
                 k = k.repeat_interleave(module.heads // module.kv_heads, 1)
                 mask = masks[id(full if self.model.config.is_full(layer) else local)]

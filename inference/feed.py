@@ -113,7 +113,8 @@ def clone(cache: StreamCache) -> StreamCache:
     new = copy.copy(cache)
     for name in ("local", "full"):
         store = copy.copy(getattr(cache, name))
-        store.keys, store.values = store.keys.clone(), store.values.clone()
-        store.landmarks, store.kept = list(store.landmarks), list(store.kept)
+        for field, value in vars(store).items():
+            if isinstance(value, Tensor | list):
+                setattr(store, field, value.clone() if isinstance(value, Tensor) else list(value))
         setattr(new, name, store)
     return new

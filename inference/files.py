@@ -7,6 +7,7 @@ file with a name that says what it is: `reply-0-text.txt`, `reply-1-image.png`, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ AUDIO = (".wav", ".flac", ".ogg")
 VIDEO = (".mp4", ".mov", ".mkv", ".webm")
 TEXT = (".txt", ".md")
 TABLE = (".npy", ".csv")
+_HEADER = re.compile(r"(.*?)\s*(?:\[(.*)\])?")
 MEDIA = IMAGE + AUDIO + VIDEO + TEXT + TABLE + (".json",)
 
 
@@ -56,8 +58,8 @@ def _read(item: str, rate_hz: float | None, kind: str) -> list[Segment]:
     if suffix in TEXT:
         return [Text(_text(path), name=name)]
     if suffix in TABLE:
-        values, channels = _table(path)
-        return [Sensor(values, rate_hz=_needed(rate_hz, item), channels=channels, kind=kind, name=name)]
+        values, channels, units = _table(path)
+        return [Sensor(values, _needed(rate_hz, item), channels=channels, units=units, kind=kind, name=name)]
     return _manifest(path)
 
 
@@ -74,14 +76,18 @@ def _text(path: Path) -> str:
         raise PromptError(f"{path} is not readable UTF-8 text ({error}); convert it first") from error
 
 
-def _table(path: Path) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Readings [N C] and channel names: .npy without names, .csv with a header line."""
+Names = tuple[str, ...] | None
+
+
+def _table(path: Path) -> tuple[np.ndarray, Names, Names]:
+    """Readings [N C], channels and units: .npy has no names, .csv a header line like `x [m],y [m]`."""
     try:
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False), np.float64), None
+            return np.asarray(np.load(path, allow_pickle=False), np.float64), None, None
         with path.open(encoding="utf-8") as file:
-            names = tuple(word.strip() for word in file.readline().split(","))
-            return np.loadtxt(file, delimiter=",", ndmin=2), names
+            found = [_HEADER.fullmatch(word.strip()) for word in file.readline().split(",")]
+            names, units = (tuple(m[i] or "" if m else "" for m in found) for i in (1, 2))
+            return np.loadtxt(file, delimiter=",", ndmin=2), names if all(names) else None, units if all(units) else None
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} is not a table of readings ({error}); save [N channels] numbers") from error
 
@@ -144,7 +150,7 @@ def picture(pixels: Any) -> Any:
 def _write_table(segment: Sensor | Action, path: Path) -> None:
     values = np.asarray(segment.values)
     values = values[:, None] if values.ndim == 1 else values
-    names = getattr(segment, "channels", None) or [f"{segment.modality}{i}" for i in range(values.shape[1])]
+    names = getattr(segment, "channels", None) or [""] * values.shape[1]
     units = getattr(segment, "units", None)
     header = [f"{name} [{unit}]" for name, unit in zip(names, units)] if units else list(names)
     np.savetxt(path, values, delimiter=",", header=",".join(header), comments="", fmt="%.9g")

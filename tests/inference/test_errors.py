@@ -138,7 +138,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path)
         with pytest.raises(CheckpointError, match="SHA-256"):
             load(copy, device="cpu")
         (copy / victim).unlink()
-        with pytest.raises(CheckpointError, match="lacks|has no"):
+        with pytest.raises(CheckpointError, match=r"lacks|has no"):
             load(copy, device="cpu")
         shutil.rmtree(copy)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ def reply_of(*segments) -> Reply:
 
 def test_what_is_saved_reads_back(tiny: Generalist, tmp_path: Path) -> None:
     tone = Audio(np.random.default_rng(0).uniform(-0.5, 0.5, 800).astype(np.float32), rate_hz=8000)
-    paths = save_reply(reply_of(Text("caf\u00e9"), picture(), tone, readings(), moves(), clip()), tmp_path)
+    named = replace(readings(), channels=("x", "y", "z"), units=("m", "m", "s"))
+    paths = save_reply(reply_of(Text("caf\u00e9"), picture(), tone, named, moves(), clip()), tmp_path)
     assert [p.name for p in paths] == [
         "reply-0-text.txt",
         "reply-1-image.png",
@@ -38,7 +40,9 @@ def test_what_is_saved_reads_back(tiny: Generalist, tmp_path: Path) -> None:
     tokens = tiny.tokenizer.tokenizers["image"].encode(image)
     assert np.abs(tokens.features - tiny.tokenizer.tokenizers["image"].encode(picture()).features).max() <= 0.5 / 255 + 1e-6
     assert np.abs(soundfile.read(paths[2])[0] - tone.samples).max() < 1e-3
-    assert np.allclose(sensor.values, readings().values)
+    assert np.allclose(sensor.values, named.values)
+    assert (sensor.channels, sensor.units) == (named.channels, named.units)
+    assert np.allclose(read_prompt([str(paths[4])], rate_hz=1.0)[0].values, moves().values)
     (video,) = read_prompt([str(paths[5])], rate_hz=5.0)
     assert tiny.tokenizer.tokenizers["video"].encode(video).grid == (3, 2, 2)
     assert tiny.generate([text, audio, sensor, video], max_tokens=2).text is not None
