@@ -10,8 +10,6 @@ from torch import Tensor
 
 from weft.kernels.layout import StreamLayout
 
-AUTO_TOKENS = 4096  # beyond this the dense mask is for those who ask for it by name
-
 
 def supports(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, return_lse: bool = False) -> str | None:
     """None: every call is supported."""

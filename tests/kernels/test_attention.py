@@ -187,13 +187,17 @@ def test_strided_inputs_give_the_same() -> None:
         assert torch.equal(x, y)
 
 
-def test_flex_agrees_forward_on_a_cpu() -> None:
-    for name in ("one causal document", "landmarks"):
+def test_flex_agrees_forward_on_a_cpu_and_compiles_twice_at_most() -> None:
+    """A new layout is new data, not a new program: otherwise training would meet the recompile limit."""
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    for name in ("one causal document", "landmarks", "images", "few landmarks kept", "window"):
         layout = LAYOUTS[name]("cpu")
         q, k, v, _ = (x.detach() for x in inputs(layout, (4, 2, 16), torch.float32))
         ours, plain = (attention(q, k, v, layout, backend=b) for b in ("flex", "reference"))
         truth = attention(q.double(), k.double(), v.double(), layout, backend="reference")
         hold([ours], [plain], [truth])
+    assert counted["unique_graphs"] - before <= 2
 
 
 def test_flex_refuses_a_backward_on_a_cpu() -> None:
