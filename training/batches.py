@@ -72,7 +72,7 @@ class LoaderBatches:
 class StreamBatches:
     """Streams in memory, in shuffled passes: what a notebook or a quickstart trains on.
 
-    Each step takes `per_step` streams (None: as many as fill `batch_tokens` on average), divided over the micro-batches by length.
+    Each step takes `per_step` streams (None: as many as fill `batch_tokens` on average), divided over the micro-batches.
     """
 
     def __init__(

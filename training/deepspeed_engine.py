@@ -274,8 +274,8 @@ class DeepSpeedEngine:
                     self._set_state(p, moments[f"{key}.{name}"], key)
 
     def _link_moments(self) -> None:
-        """Tell every parameter where its moments are. ZeRO-1/2 does so once, after the first GROUP of the first update, when the
-        other groups have none yet."""
+        """Tell every parameter where its moments are. ZeRO-1/2 does so once, after the first GROUP of the first update, when
+        the other groups have none yet."""
         if self.stage < 3:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()

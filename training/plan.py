@@ -81,8 +81,8 @@ class Plan:
 
 def plan(
     config: ModelConfig, *, gpus: int = 8, gpu: str = "h200", zero_stage: int = 1, row_tokens: int = 16384,
-    micro_batches: int = 1, total_tokens: float | None = None, precision: str = "bf16", recompute: bool = True, assumed_mfu: float = 0.35,
-    gpu_hour: float | None = None,
+    micro_batches: int = 1, total_tokens: float | None = None, precision: str = "bf16", recompute: bool = True,
+    assumed_mfu: float = 0.35, gpu_hour: float | None = None,
 ) -> Plan:  # fmt: skip
     """Estimate one configuration.
 

@@ -65,9 +65,8 @@ def load_trunk(model: Transformer, folder: Path, text_span: tuple[int, int] | No
     for name, value, rows in planned:
         place = ours[name] if rows is None else ours[name][rows[0] : rows[1]]
         place.copy_(value)
-    for block in model.blocks:
-        if block.mlp is not None:
-            block.mlp.experts.down_proj.zero_()
+    for router in model.routers():
+        router.experts.down_proj.zero_()
     return [f"{folder}: {len(planned)} tensors taken over", *lines]
 
 
@@ -128,8 +127,9 @@ def load_vision(model: Transformer, folder: Path, mean: float = 0.5, std: float 
         raise PretrainedError(f"{folder} has no {suffix}weight of shape [width, channels, patch, patch]; it must be a ViT")
     if "image" not in model.embedding.features:
         raise PretrainedError("the model has no image features; give the run's tokenizer an image tokenizer")
-    encoder = model.embedding.features["image"].proj
-    first = encoder if isinstance(encoder, torch.nn.Linear) else encoder[0]  # type: ignore[index]
+    encoder = model.embedding.features["image"].get_submodule("proj")
+    first = encoder if isinstance(encoder, torch.nn.Linear) else encoder.get_submodule("0")
+    assert isinstance(first, torch.nn.Linear)
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
     if first.weight.shape != matrix.shape:
         raise PretrainedError(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +33,7 @@ from weft.training.config import ConfigError, RunConfig, load_run
 from weft.training.data.loader import Loader
 from weft.training.engine import Engine, LocalEngine
 from weft.training.loop import Callback, Evaluate, Loop, Parts, RunResult
+from weft.training.plan import GIB, step_bytes
 from weft.training.pretrained import load_trunk, load_vision
 from weft.training.random import torch_seed
 
@@ -185,10 +188,6 @@ def held_out(config: RunConfig, tokenizer: Any, world: distributed.World) -> lis
 
 def dry_run(config: RunConfig, **given: Any) -> str:
     """Build everything, take two steps on real data in a scratch folder, and say what the whole run needs."""
-    import tempfile
-
-    from weft.training.plan import GIB, step_bytes
-
     with tempfile.TemporaryDirectory(prefix="weft-dry-") as scratch:
         tracking = replace(config.tracking, trackers=(), panel="none", plots=False)
         short = replace(config, folder=Path(scratch), max_steps=2, max_seconds=None, tracking=tracking)
@@ -222,14 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by DeepSpeed's launcher")
     parser.add_argument("--dry-run", action="store_true", help="build everything, take two steps, print the plan")
-    found = parser.parse_args(arguments)
+    found = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         config = load_run(found.run, found.overrides)
         if found.dry_run:
             print(dry_run(config))
         else:
-            if int(_environment("RANK", "0")) == 0:
+            if os.environ.get("RANK", "0") == "0":
                 print(config.to_yaml(), flush=True)
             result = train(config)
             log.info("done: %d steps in %s", result.steps, result.folder)
@@ -238,12 +237,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
-
-
-def _environment(name: str, default: str) -> str:
-    import os
-
-    return os.environ.get(name, default)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,11 @@ def poison(engine: Engine, rank: int) -> list[bool]:
             mine[0].features["audio"].fill_(float("nan"))
         if rank == 1 and kind == "gradient":
             head = engine.model.norm
-            hook = head.register_full_backward_hook(
-                lambda module, gi, go: tuple(None if g is None else g * float("nan") for g in gi)
-            )
+
+            def spoil(module: Any, into: Any, out: Any) -> Any:
+                return tuple(None if g is None else g * float("nan") for g in into)
+
+            hook = head.register_full_backward_hook(spoil)
         swap = engine.exchange(list(mine), [0.0])
         seen.append(engine.forward_backward(mine, swap.whole).finite)
         engine.skip()

@@ -78,7 +78,7 @@ def test_every_mistake_says_where_and_what_to_do(tmp_path, text, message):
 
 @pytest.mark.parametrize("item", ["lr", "=1", "optimizer.lr.x=1", "data.sources.7.weight=1", "optimizer.lr=[1"])
 def test_a_bad_override_is_named(tmp_path, item):
-    with pytest.raises(ConfigError, match="override|optimizer"):
+    with pytest.raises(ConfigError, match=r"override|optimizer"):
         load_run(write(tmp_path, GOOD), [item])
 
 

@@ -78,7 +78,7 @@ def test_loss_is_the_sum_of_modality_means_against_plain_cross_entropy():
             logits = model.logits(hidden[i : i + 1], k)
             values.append(F.cross_entropy(logits, batch.target[i : i + 1] - model.config.slices[k][0]))
         if values:
-            expected += (0.25 if name == "image" else 1.0) * float(torch.stack(values).mean())
+            expected += (0.25 if name == "image" else 1.0) * torch.stack(values).mean().item()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,8 +96,8 @@ def test_schedule_rises_then_never_rises_again(kind, total, warmup):
     assert all(0 < v <= 1 for v in values)
     top = values.index(max(values))
     assert top <= max(1, total // 10) + 1
-    assert all(a <= b for a, b in zip(values[:top], values[1 : top + 1]))
-    assert all(a >= b - 1e-12 for a, b in zip(values[top:], values[top + 1 :]))
+    assert all(a <= b for a, b in pairwise(values[: top + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(values[top:]))
     if kind != "constant" and total > 20:
         assert values[-1] == pytest.approx(config.floor, abs=1e-9)
 

@@ -242,7 +242,7 @@ def test_three_poisoned_steps_roll_back_and_continue_behind_them(tmp_path):
 
 def test_poison_without_end_stops_with_a_sentence(tmp_path):
     run = config(tmp_path / "run", max_steps=40, monitors={"probe_every": 0})
-    with pytest.raises(TrainingDiverged, match="lower optimizer.lr"):
+    with pytest.raises(TrainingDiverged, match=r"lower optimizer\.lr"):
         go(run, source=Poisoned(run, set(range(4, 40)), "input"))
 
 
