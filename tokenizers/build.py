@@ -17,7 +17,7 @@ from weft.tokenizers.clock import segment_times
 from weft.tokenizers.interleave import Block, Prepared, interleave
 from weft.tokenizers.layout import Layout, grouped
 from weft.tokenizers.plan import LossPlan
-from weft.tokenizers.positions import Placer, place_blocks, places_of
+from weft.tokenizers.positions import Placer, patch_channel, place_blocks, places_of
 from weft.tokenizers.registry import Modality, by_name
 from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError
 from weft.tokenizers.vocabulary import Vocabulary
@@ -203,6 +203,8 @@ class StreamBuilder:
         channel = np.zeros(total, np.int64)
         channelled = per_segment([e.place == "channel" for e in entries], bool)[body_piece]
         channel[body_at[channelled]] = places[take[channelled], 0]
+        gridded = per_segment([e.place == "grid" for e in entries], bool)[body_piece]
+        channel[body_at[gridded]] = patch_channel(places[take[gridded]])
 
         target = per_segment(targets, bool)
         weight = per_segment(weights, np.float32)

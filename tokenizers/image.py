@@ -1,7 +1,7 @@
 """Images <-> patch tokens: p x p pixels each, raster order, any aspect ratio.
 
-In: an `Image` segment. Out: `Tokens` with features = the patch's pixels in [0, 1] (row, column, channel order), grid =
-patches (h, w), place = (row, column). Right and bottom edges are repeated up to a whole patch; `decode(..., size=)` crops.
+In: an `Image` segment. Out: `Tokens` with features = the patch's pixels (row, column, channel order) brought from [0, 1] to
+about unit variance (`standardise`), grid = patches (h, w), place = (row, column). Right and bottom edges are repeated up to a whole patch; `decode(..., size=)` crops.
 Codes come from an FSQ codec fitted on the user's images; without one the tokenizer is input only (codes -1).
 """
 
@@ -64,6 +64,11 @@ def unpatchify(features: np.ndarray, patch: int, channels: int) -> np.ndarray:
     return cut.reshape(*lead, h * patch, w * patch, channels)
 
 
+def standardise(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1] -> features in [-2, 2]: as large as embeddings, so that a model sees them from the first step."""
+    return np.asarray((pixels - 0.5) * 4, np.float32)
+
+
 def raster(h: int, w: int) -> np.ndarray:
     """int32 [h*w 2]: row and column of each patch."""
     return np.stack(np.divmod(np.arange(h * w, dtype=np.int32), np.int32(max(w, 1))), axis=1).astype(np.int32)
@@ -102,7 +107,12 @@ class ImageTokenizer:
         features = [g.reshape(-1, self.feature_size) for g in grids]
         return [
             Tokens(
-                codes=c, grid=g.shape[:2], time=np.zeros(len(f), np.int64), features=f, place=raster(*g.shape[:2]), group=len(f)
+                codes=c,
+                grid=g.shape[:2],
+                time=np.zeros(len(f), np.int64),
+                features=standardise(f),
+                place=raster(*g.shape[:2]),
+                group=len(f),
             )
             for c, g, f in zip(encode_all(self.codec, features), grids, features)
         ]

@@ -18,7 +18,7 @@ from weft.tokenizers.base import Tokens
 from weft.tokenizers.clock import label, segment_times
 from weft.tokenizers.codec import Codec, CodecConfig
 from weft.tokenizers.files import TokenizerError
-from weft.tokenizers.image import ImageTokenizer, patchify, raster, unpatchify
+from weft.tokenizers.image import ImageTokenizer, patchify, raster, standardise, unpatchify
 from weft.tokenizers.media.limits import DEFAULT, Limits
 from weft.tokenizers.media.video import load_video
 from weft.tokenizers.segment import Segment, Video
@@ -101,7 +101,7 @@ class VideoTokenizer:
             codes=codes,
             grid=(steps, h, w),
             time=np.repeat(times[::tp], h * w),
-            features=np.ascontiguousarray(features, np.float32),
+            features=standardise(features),
             place=np.tile(raster(h, w), (steps, 1)),
             group=h * w,
         )

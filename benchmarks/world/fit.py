@@ -21,6 +21,7 @@ from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.codec import CodecConfig
 from weft.tokenizers.codec_fit import CodecFit, CodecReport
 from weft.tokenizers.image import ImageConfig, ImageTokenizer
+from weft.tokenizers.segment import Audio, Image
 from weft.tokenizers.sensor import SensorConfig, SensorTokenizer
 from weft.tokenizers.stream import StreamConfig
 from weft.tokenizers.text import TextTokenizer
@@ -31,7 +32,7 @@ from weft.tokenizers.video import VideoConfig, VideoTokenizer
 class WorldTokens:
     """How the world's media become tokens: chosen so that a document is 15 to 100 tokens long."""
 
-    text_size: int = 512
+    text_size: int = 1024
     image_patch: int = 2
     image_levels: tuple[int, ...] = (8, 5, 5)
     video_patch: int = 4
@@ -45,6 +46,8 @@ class WorldTokens:
     action_bins: int = 65
     """Odd: zero is the centre of a bin."""
     codec_steps: int = 800
+    pictures: int = 2000
+    """Pictures that the image codec is fitted on."""
     sounds: int = 1200
     """Clips that the audio codec is fitted on."""
 
@@ -59,6 +62,11 @@ def segments(world: Path, modality: str) -> Iterator[dict[str, Any]]:
 def paths(world: Path, modality: str) -> list[Path]:
     """The distinct media files of one modality in the training split, sorted."""
     return [world / name for name in sorted({piece[modality] for piece in segments(world, modality)})]
+
+
+def some(items: list[Path], count: int) -> list[Path]:
+    """At most about `count` of the items, evenly spread."""
+    return items[:: max(1, len(items) // count)]
 
 
 def fit_text(world: Path, size: int) -> TextTokenizer:
@@ -93,13 +101,13 @@ def fit_tokenizers(
     text = fit_text(world, config.text_size)
     say("image codec", 0.1)
     fit = CodecFit(steps=config.codec_steps)
+    pictures = [Image(path) for path in some(paths(world, "image"), config.pictures)]
     image, image_report = ImageTokenizer.fit(
-        paths(world, "image"), ImageConfig(patch=config.image_patch, channels=1), CodecConfig(levels=config.image_levels), fit
+        pictures, ImageConfig(patch=config.image_patch, channels=1), CodecConfig(levels=config.image_levels), fit
     )
     say("audio codec", 0.4)
-    sounds = paths(world, "audio")
     audio, audio_report = AudioTokenizer.fit(
-        sounds[:: max(1, len(sounds) // config.sounds)],
+        [Audio(path) for path in some(paths(world, "audio"), config.sounds)],
         AudioConfig(config.sample_rate_hz, config.n_mels, config.hop, config.win, config.frames_per_token),
         CodecConfig(levels=config.audio_levels, decoder_width=96, encoder_width=192),
         fit,
@@ -115,7 +123,7 @@ def fit_tokenizers(
             fit_sensors(world, config.sensor_bins),
             ActionTokenizer(ActionConfig(discrete=choices, bins=config.action_bins)),
         ],
-        StreamConfig(chunk_s=0.0),
+        StreamConfig(),
         numbers=64,
     )
     say("done", 1.0)
