@@ -20,7 +20,7 @@ _WHERE = {
     "ModelConfig": "weft.model.config",
     "Transformer": "weft.model.transformer",
     "RunConfig": "weft.training.config",
-    "train": "weft.training.loop",
+    "train": "weft.training.train",
     "load": "weft.inference.load",
     "Generalist": "weft.inference.generalist",
     "Index": "weft.inference.index",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from weft.tokenizers.bundle import StreamTokenizer
     from weft.tokenizers.segment import Action, ActionSpace, Audio, Document, Image, Sensor, Text, Video
     from weft.training.config import RunConfig
-    from weft.training.loop import train
+    from weft.training.train import train
 
 
 def __getattr__(name: str) -> Any:
