@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,6 +108,7 @@ def zero(out: Path, stages: list[int]) -> dict[str, Any]:
     me = distributed.start()
     result: dict[str, Any] = {}
     for stage in stages:
+        began = time.monotonic()
         engine = deepspeed(stage)
         result[f"z{stage}.pairs"] = take(engine, pairs_steps(PAIRS, me.rank))
         keep(out, f"z{stage}.pairs", engine)
@@ -122,6 +124,7 @@ def zero(out: Path, stages: list[int]) -> dict[str, Any]:
         saved = out / f"z{stage}.accumulated"
         again.load(load_file(f"{saved}.weights.safetensors"), load_file(f"{saved}.moments.safetensors"), {})
         result[f"z{stage}.resumed"] = [after, take(again, accumulated(me.rank, seed=90))]
+        result[f"z{stage}.seconds"] = time.monotonic() - began
         keep(out, f"z{stage}.after", engine)
         keep(out, f"z{stage}.again", again)
     return result
@@ -182,7 +185,19 @@ def everything(out: Path) -> dict[str, Any]:
     return {**replicated(out), **zero(out, [0, 1, 2, 3]), **loops(out)}
 
 
-SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {"everything": everything, "loops": loops}
+def matrix(out: Path) -> dict[str, Any]:
+    """Every ordered pair of modalities on the two ranks, one update each from fresh state, for every stage."""
+    me = distributed.start()
+    for stage in (0, 1, 2, 3):
+        for left in PIECES:
+            for right in PIECES:
+                engine = deepspeed(stage)
+                take(engine, pairs_steps([(left, right)], me.rank))
+                keep(out, f"z{stage}.{left}.{right}", engine)
+    return {}
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {"everything": everything, "loops": loops, "matrix": matrix}
 
 
 if __name__ == "__main__":

@@ -84,6 +84,22 @@ def test_saved_state_resumes_bit_for_bit(job, stage):
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
+def test_gradients_equal_one_process_for_every_pair_of_modalities(tmp_path):
+    """Adam's first moment after one update from zero is a tenth of the gradient."""
+    launch("matrix", tmp_path)
+    names = list(scenarios.PIECES)
+    for left in names:
+        for right in names:
+            _, state = plain(scenarios.pairs_steps([(left, right)], None))
+            expected = {k: v for k, v in state.items() if k.startswith("exp_avg.")}
+            for stage in STAGES:
+                found = load_file(tmp_path / f"z{stage}.{left}.{right}.moments.safetensors")
+                scale = max(float(v.abs().max()) for v in expected.values())
+                for name, value in expected.items():
+                    assert float((found[name] - value).abs().max()) <= 1e-6 * scale + 1e-12, (stage, left, right, name)
+
+
 def rows(folder: Path) -> list[float]:
     return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl") if "loss" in row]
 
