@@ -146,12 +146,15 @@ class Generalist:
         return found if batch else found[0]
 
     def score(self, prompt: Any, continuation_: Any) -> Any:
-        """Log-probabilities of a continuation (string, segments or a `Reply`); a batch of prompts takes one each."""
+        """Log-probabilities of a continuation (string, segments or a `Reply`); a batch of prompts takes one each.
+
+        An empty prompt scores the continuation alone.
+        """
         batch = is_batch(prompt)
         prompts, whats = (list(prompt), list(continuation_)) if batch else ([prompt], [continuation_])
         if len(prompts) != len(whats):
             raise PromptError(f"{len(prompts)} prompts need as many continuations, got {len(whats)}")
-        encoded = [encode(self.tokenizer, p) for p in prompts]
+        encoded = [encode(self.tokenizer, p, may_be_empty=True) for p in prompts]
         streams = [[continuation(self.tokenizer, p, what)] for p, what in zip(encoded, whats)]
         scores: list[Score] = [one[0] for one in log_likelihoods(self.model, self.tokenizer, encoded, streams)]
         return scores if batch else scores[0]

@@ -63,9 +63,10 @@ def as_segments(prompt: Any, what: str = "prompt") -> tuple[Segment, ...]:
     return tuple(Text(item) if isinstance(item, str) else item for item in items)
 
 
-def encode(tokenizer: StreamTokenizer, prompt: Any, what: str = "prompt") -> Prompt:
+def encode(tokenizer: StreamTokenizer, prompt: Any, what: str = "prompt", may_be_empty: bool = False) -> Prompt:
     """Tokenise one prompt as observed context, left open for what follows."""
-    segments = tuple(replace(segment, role="observed") for segment in as_segments(prompt, what))
+    nothing = may_be_empty and isinstance(prompt, list | tuple | str) and not len(prompt)
+    segments = () if nothing else tuple(replace(segment, role="observed") for segment in as_segments(prompt, what))
     _known(tokenizer, segments, what)
     builder = tokenizer.builder()
     parts = [builder.open(), builder.add(tokenizer.prepare(segments))]

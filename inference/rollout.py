@@ -36,9 +36,16 @@ class EpisodeSpec:
     """Action space; None = the environment's own."""
     observe: Callable[[Any], Any] | None = None
     """Observation to numbers [C], or to a segment such as `Image`; None = flatten."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None
+    """How actions are drawn; None = the most likely one."""
     full_tokens: int | None = 16_384
     landmarks: int | None = 1_024
+    history: int | None = None
+    """Steps of one document; then a fresh one begins, at time zero. None: the whole episode is one document."""
+
+    def __post_init__(self) -> None:
+        if self.history is not None and self.history < 1:
+            raise SessionError(f"history={self.history} must be at least 1 step, or None for the whole episode")
 
 
 @dataclass
@@ -164,19 +171,18 @@ def _together(
 ) -> list[Episode]:
     space = as_space(spec.space if spec.space is not None else envs.space)
     first = _opening(model, tokenizer, spec, space, shown)
-    sessions = []
-    for number in seeds:
-        session = first.fork()
-        session.spec = replace(session.spec, sampling=replace(spec.sampling, seed=spec.sampling.seed + number))
-        sessions.append(session)
+    sessions = [_begin(first, spec, number) for number in seeds]
     episodes = [Episode(number) for number in seeds]
     seen = dict(enumerate(envs.reset(seeds)))
     active = list(range(len(seeds)))
     for step in range(most):
+        at = step if spec.history is None else step % spec.history
         for i in active:
+            if step and not at:
+                sessions[i] = _begin(first, spec, seeds[i], sessions[i].questions)
             observation = _observe(seen[i], spec)
             episodes[i].observations.append(np.asarray(getattr(observation, "values", seen[i])))
-            sessions[i].push(observation, round(step / spec.rate_hz * 1e9))
+            sessions[i].push(observation, round(at / spec.rate_hz * 1e9))
         actions = dict(zip(active, Sessions([sessions[i] for i in active]).act()))
         for i, (after, reward, over) in envs.step({i: to_env(a, space, envs.space) for i, a in actions.items()}).items():
             seen[i] = after
@@ -189,12 +195,20 @@ def _together(
     return episodes
 
 
+def _begin(first: Session, spec: EpisodeSpec, number: int, questions: int = 0) -> Session:
+    """A document of the episode with this seed, after so many earlier draws."""
+    session, sampling = first.fork(), spec.sampling or Sampling()
+    session.spec = replace(session.spec, sampling=replace(sampling, seed=sampling.seed + number))
+    session.questions += questions
+    return session
+
+
 def _opening(model: Any, tokenizer: StreamTokenizer, spec: EpisodeSpec, space: Any, shown: Sequence[Any]) -> Session:
     """What every episode begins with, read once."""
     session = Session(
         model,
         tokenizer,
-        SessionSpec(spec.instruction, space, spec.rate_hz, spec.full_tokens, spec.landmarks, spec.sampling),
+        SessionSpec(spec.instruction, space, spec.rate_hz, spec.full_tokens, spec.landmarks, spec.sampling or Sampling()),
     )
     for segments in _before(shown, spec.rate_hz):
         session.push(segments)

@@ -32,6 +32,7 @@ from weft.model.cache import StreamCache
 from weft.tokenizers.build import StreamBuilder
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.clock import segment_start, to_ns
+from weft.tokenizers.plan import PRESETS
 from weft.tokenizers.segment import Segment
 from weft.tokenizers.stream import SegmentInfo
 
@@ -108,16 +109,18 @@ class Session:
         """Bytes of the cache: flat once the window and the landmark store are full."""
         return int(self.cache.nbytes())
 
-    def push(self, what: Any, time: Any = None) -> None:
+    def push(self, what: Any, time: Any = None, own: bool = False) -> None:
         """Something happened: a string, a segment or a list of these; `time` is when (ns as int, seconds as float, datetime).
 
-        Times may not go backwards. What has no time stands where it is pushed.
+        Times may not go backwards. What has no time stands where it is pushed. `own` writes it as if the model had produced it
+        (codes without features): an action that it took in an earlier session, for example.
         """
         segments = as_segments(what, "pushed segment")
         if time is not None and len(segments) != 1:
             raise SessionError(f"time= says when one segment happened, got {len(segments)}; give each its own start")
         for segment in segments:
-            self._push(replace(segment, role="observed", **({} if time is None else {"start": time})))
+            written = replace(segment, role="target" if own else "observed")
+            self._push(written if time is None else replace(written, start=time))
         if sum(len(part) for part in self.writer.pending) > MOST_PENDING:
             self.read()
 
@@ -131,7 +134,7 @@ class Session:
                 "push in order of time"
             )
         (item,) = self.tokenizer.prepare([segment])
-        stream = self.writer.builder.add([item])
+        stream = self.writer.builder.add([item], PRESETS["instruct"] if segment.role == "target" else None)
         if stream is not None:
             self.writer.pending.append(part_of(stream))
         self.now = start if start is not None else self.now

@@ -294,3 +294,9 @@ def test_windows_shorter_than_the_reply_change_nothing_in_the_law(tiny: Generali
         for reply in flat([some]):
             score = small.score(request.prompt, reply)
             assert np.abs(score.logprobs - reply.logprobs)[reply.drawn].max(initial=0) < 2e-5
+
+
+def test_an_empty_prompt_scores_the_continuation_alone(tiny: Generalist) -> None:
+    alone = tiny.score([[], []], [["the fox"], ["a seven"]])
+    assert [s.total for s in alone] == [tiny.score("", "the fox").total, tiny.score([], "a seven").total]
+    assert alone[0].bits_per_byte > 0 and alone[0].text_bytes == 7

@@ -200,3 +200,34 @@ def test_rollout_is_the_same_in_any_batch_and_legal() -> None:
     tokenizer.tokenizers["sensor"].fit("pendulum", [np.random.default_rng(0).normal(size=(50, 3))])
     (episode,) = model.rollout("Pendulum-v1", pendulum, 1, max_steps=3).episodes
     assert len(episode) == 3 and all(-2.0 <= float(a[0]) <= 2.0 for a in episode.actions)
+
+
+def test_history_begins_a_fresh_document_every_so_many_steps() -> None:
+    pytest.importorskip("gymnasium")
+    tokenizer = make_tokenizer()
+    tokenizer.tokenizers["sensor"].fit("pendulum", [np.random.default_rng(0).normal(size=(50, 3))])
+    model = Generalist(make_model(tokenizer), tokenizer)
+    space = ActionSpace(low=(-2.0,), high=(2.0,))
+    for history in (1, 3):
+        spec = EpisodeSpec("pendulum", 20.0, history=history)
+        (episode,) = model.rollout("Pendulum-v1", spec, 1, max_steps=7, seed=2).episodes
+        for t, action in enumerate(episode.actions):
+            fresh = model.session(space=space, rate_hz=20.0)
+            for k, at in enumerate(range(t - t % history, t + 1)):
+                fresh.push(Sensor(episode.observations[at], rate_hz=20.0, kind="pendulum"), 50_000_000 * k)
+                if at < t:
+                    own = Action(episode.actions[at][None], space, rate_hz=20.0)
+                    fresh.push(own, 50_000_000 * k, own=True)
+            assert np.array_equal(fresh.act(), action)
+    with pytest.raises(ValueError, match="history=0"):
+        EpisodeSpec("pendulum", 20.0, history=0)
+
+
+def test_own_actions_pushed_again_continue_the_same_stream(tiny: Generalist) -> None:
+    first, again = tiny.session(space=PUSH), tiny.session(space=PUSH)
+    for k in range(4):
+        first.push(reading(k), k * STEP_NS)
+        action = first.act()
+        again.push(reading(k), k * STEP_NS)
+        again.push(Action(action[None], PUSH), k * STEP_NS, own=True)
+    assert (first.state() - again.state()).abs().max() < 1e-5
