@@ -98,6 +98,7 @@ def test_cached_generation_equals_a_full_forward(tiny: Generalist) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cached_generation_equals_a_full_forward_on_200_prompts(tiny: Generalist) -> None:
     for request in requests(200, 8):
         if request.options.get("guidance") is None:
@@ -121,6 +122,7 @@ def test_a_reply_is_bit_equal_alone_and_in_any_batch(tiny: Generalist) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_reply_is_bit_equal_in_200_compositions(tiny: Generalist) -> None:
     check_any_batch(tiny, pool=60, compositions=200, seed=4)
 

@@ -81,6 +81,7 @@ def test_a_long_session_holds_memory_flat(tiny: Generalist) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_session_of_100_000_tokens_holds_memory_flat(tiny: Generalist) -> None:
     sizes = run_long(bounded(tiny), 100_000)
     assert len(set(sizes[len(sizes) // 100 :])) == 1
