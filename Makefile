@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := world,control,search,hub
-TEST_EXTRAS := $(EXTRAS),deepspeed,xformers,eval,data,track,test,dev
+TEST_EXTRAS := $(EXTRAS),deepspeed,xformers,eval,bench,data,track,test,dev
 
 .PHONY: quickstart test test-long lint bench clean
 

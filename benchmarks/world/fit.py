@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from weft.benchmarks.world.documents import QUESTIONS, RECIPES
 from weft.benchmarks.world.material import lines
@@ -96,7 +98,22 @@ def fit_tokenizers(
 ) -> tuple[StreamTokenizer, dict[str, CodecReport]]:
     """Fit all six on the training split of a built world."""
     world, config = Path(world), config or WorldTokens()
-    say = progress or (lambda stage, fraction: None)
+    with one_thread():
+        return _fit(world, config, progress or (lambda stage, fraction: None))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The codecs' matrices are small: a second thread costs more in waiting than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(world: Path, config: WorldTokens, say: Callable[[str, float], None]) -> tuple[StreamTokenizer, dict[str, CodecReport]]:
     say("text", 0.0)
     text = fit_text(world, config.text_size)
     say("image codec", 0.1)

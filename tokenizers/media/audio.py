@@ -25,6 +25,13 @@ _BLOCK = 1 << 16
 
 def load_audio(source: Any, rate_hz: float | None, target_hz: int, limits: Limits = DEFAULT) -> np.ndarray:
     """float32 [N] samples at `target_hz`, mono. `rate_hz` belongs to arrays; a file knows its own. Raises `MediaError`."""
+    samples, found_hz = read_audio(source, rate_hz, limits)
+    with border(source, REPAIR):
+        return resample(samples, found_hz, target_hz)
+
+
+def read_audio(source: Any, rate_hz: float | None, limits: Limits = DEFAULT) -> tuple[np.ndarray, float]:
+    """float32 [N] samples, mono, and their own rate in Hz. Raises `MediaError`."""
     name = source_name(source)
     with border(source, REPAIR):
         if isinstance(source, str | Path | bytes | bytearray | memoryview):
@@ -35,7 +42,7 @@ def load_audio(source: Any, rate_hz: float | None, target_hz: int, limits: Limit
                 )
         else:
             samples, found_hz = _from_array(source, rate_hz, limits, name)
-        return resample(samples, found_hz, target_hz)
+        return samples, found_hz
 
 
 def _decode(data: bytes, limits: Limits, name: str) -> tuple[np.ndarray, float]:

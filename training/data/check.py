@@ -66,10 +66,10 @@ def measure(segment: Any) -> tuple[float, int]:
         pixels = load_image(segment.pixels)
         return 0.0, pixels.shape[0] * pixels.shape[1]
     if segment.modality == "audio":
-        from weft.tokenizers.media.audio import load_audio
+        from weft.tokenizers.media.audio import read_audio
 
-        samples = len(load_audio(segment.samples, segment.rate_hz, AUDIO_HZ))
-        return samples / AUDIO_HZ, samples
+        samples, rate_hz = read_audio(segment.samples, segment.rate_hz)
+        return len(samples) / rate_hz, round(len(samples) / rate_hz * AUDIO_HZ)
     if segment.modality == "video":
         from weft.tokenizers.media.video import load_video
 

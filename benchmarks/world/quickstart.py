@@ -1,0 +1,171 @@
+"""The main job: world, shards, tokenizers, ONE model, specialists, evaluation, report; each stage once, resumable.
+
+In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json results.json report.html
+report.json`. A stage that finished leaves `.stages/NAME.json` (seconds, and what it was called with) and is skipped by the
+next call; training itself goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from weft.benchmarks.world import recipe
+from weft.benchmarks.world.build import build_world
+from weft.benchmarks.world.evaluate import Result, evaluate
+from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers
+from weft.benchmarks.world.specialists import score_specialists
+from weft.tokenizers.bundle import StreamTokenizer
+from weft.training.data.prepare import prepare
+
+Progress = Callable[[str, float, str], None]
+"""Called with the stage, the fraction of it that is done and a word about it."""
+
+
+class QuickstartError(ValueError):
+    """The folder holds another quickstart, or an argument is out of range."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What one call is about; a folder serves one of them."""
+
+    scale: float = 1.0
+    """Share of the sample world's documents."""
+    minutes: float = 11.0
+    """Time for training."""
+    seed: int = 0
+    max_steps: int | None = None
+    """Train for so many steps instead of `minutes`."""
+    limit: int | None = None
+    """Test documents per task; None = all."""
+    device: str = "auto"
+    tokens: WorldTokens = field(default_factory=WorldTokens)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model to replace."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes <= 24 * 60:
+            raise QuickstartError(f"minutes={self.minutes} must lie above 0 and at most a day")
+
+
+@dataclass
+class Stages:
+    """Where the work stands."""
+
+    folder: Path
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, work: Callable[[], Any]) -> None:
+        """Do a stage unless it is done."""
+        mark = self.folder / ".stages" / f"{name}.json"
+        if mark.exists():
+            self.seconds[name] = json.loads(mark.read_text())["seconds"]
+            self.progress(name, 1.0, "done before")
+            return
+        self.progress(name, 0.0, "")
+        begun = time.perf_counter()
+        work()
+        self.seconds[name] = round(time.perf_counter() - begun, 2)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write(mark, {"seconds": self.seconds[name]})
+        self.progress(name, 1.0, f"{self.seconds[name]:.0f} s")
+
+
+def write(path: Path, value: Any) -> None:
+    """JSON, whole or not at all."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def claim(folder: Path, config: Quickstart) -> None:
+    """One folder, one quickstart. Raises `QuickstartError` if another one lives there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, mine = folder / "quickstart.json", json.loads(json.dumps(asdict(config)))
+    if path.exists() and json.loads(path.read_text()) != mine:
+        raise QuickstartError(f"{folder} holds a quickstart with other settings; choose another --out or remove the folder")
+    write(path, mine)
+
+
+def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Run every stage and return what `report.json` holds."""
+    config, root = config or Quickstart(), Path(folder)
+    claim(root, config)
+    stages = Stages(root, progress or (lambda stage, done, note: None))
+    say = stages.progress
+    world = root / "world"
+    stages.run(
+        "world",
+        lambda: build_world(world, scale=config.scale, seed=config.seed, progress=lambda s, f: say("world", f, s)),
+    )
+    stages.run("shards", lambda: shard(world, root / "shards", say))
+    stages.run("tokenizers", lambda: tokenize(world, root, config, say))
+    stages.run("training", lambda: train_model(root, config, say))
+    stages.run("specialists", lambda: specialise(root))
+    results: dict[str, Result] = {}
+    stages.run("evaluation", lambda: results.update(examine(root, config, say)))
+    if not results:  # an earlier call evaluated, but did not live to report
+        results = examine(root, config, say)
+    from weft.benchmarks.world.report import report
+
+    return report(root, results, stages.seconds)
+
+
+def shard(world: Path, out: Path, say: Progress) -> None:
+    """Every source's training and validation documents as shards, by the same path as a user's data."""
+    names = recipe.sources(world)
+    for i, name in enumerate(names):
+        say("shards", i / len(names), name)
+        manifest = world / f"{name}.jsonl"  # beside the media: a manifest may not name files outside its folder
+        parts = [world / f"{name}.{split}.jsonl" for split in ("train", "val")]
+        manifest.write_text("".join(part.read_text("utf-8") for part in parts if part.exists()), encoding="utf-8")
+        prepare(manifest, out / name)
+
+
+def tokenize(world: Path, root: Path, config: Quickstart, say: Progress) -> None:
+    """Fit and save the tokenizers."""
+    tokenizer, reports = fit_tokenizers(world, config.tokens, progress=lambda s, f: say("tokenizers", f, s))
+    draft = root / "tokenizer.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    tokenizer.save(draft)
+    shutil.rmtree(root / "tokenizer", ignore_errors=True)
+    draft.rename(root / "tokenizer")
+    write(root / "codecs.json", {name: asdict(r) for name, r in reports.items()})
+
+
+def train_model(root: Path, config: Quickstart, say: Progress) -> None:
+    """One model on all of it."""
+    from weft.training.train import train
+
+    run = recipe.run_config(root, StreamTokenizer.load(root / "tokenizer"), seed=config.seed, sizes=config.sizes)
+    run = replace(run, engine=replace(run.engine, device=config.device))
+    if config.max_steps:
+        run = replace(run, max_steps=config.max_steps, max_seconds=None)
+    else:
+        run = replace(run, max_seconds=config.minutes * 60)
+
+    def callback(moment: Any) -> None:
+        if moment.total:
+            say("training", (moment.step + 1) / moment.total, f"loss {moment.metrics['loss']:.3f}")
+
+    train(run, callbacks=[callback])
+
+
+def specialise(root: Path) -> None:
+    """Fit and score the specialists."""
+    write(root / "specialists.json", {name: asdict(score) for name, score in score_specialists(root / "world").items()})
+
+
+def examine(root: Path, config: Quickstart, say: Progress) -> dict[str, Result]:
+    """Evaluate the trained model."""
+    from weft.inference.load import load
+
+    model = load(root / "run", device=config.device)
+    return evaluate(root / "world", model, limit=config.limit, progress=lambda s, f: say("evaluation", f, s))
