@@ -42,10 +42,13 @@ class Tokenizer(Protocol):
     """Turns segments of one modality into tokens and codes back into media."""
 
     modality: str
-    size: int
-    """Codes in this tokenizer's part of the span (0 = input only)."""
     feature_size: int
     """F of `Tokens.features`, 0 if there are none."""
+
+    @property
+    def size(self) -> int:
+        """Codes in this tokenizer's part of the span (0 = input only)."""
+        ...
 
     def encode(self, segment: Segment) -> Tokens: ...
 

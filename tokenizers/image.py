@@ -1,7 +1,8 @@
 """Images <-> patch tokens: p x p pixels each, raster order, any aspect ratio.
 
 In: an `Image` segment. Out: `Tokens` with features = the patch's pixels (row, column, channel order) brought from [0, 1] to
-about unit variance (`standardise`), grid = patches (h, w), place = (row, column). Right and bottom edges are repeated up to a whole patch; `decode(..., size=)` crops.
+about unit variance (`standardise`), grid = patches (h, w), place = (row, column). Right and bottom edges are repeated up to
+a whole patch; `decode(..., size=)` crops.
 Codes come from an FSQ codec fitted on the user's images; without one the tokenizer is input only (codes -1).
 """
 

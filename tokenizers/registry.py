@@ -72,7 +72,10 @@ class Modality:
 
 
 def _builtin(name: str, segment: str, content: str, **fields: Any) -> Modality:
-    paths: dict[str, Any] = {"segment": f"weft.tokenizers.segment:{segment}", "tokenizer": f"weft.tokenizers.{name}:{segment}Tokenizer"}
+    paths: dict[str, Any] = {
+        "segment": f"weft.tokenizers.segment:{segment}",
+        "tokenizer": f"weft.tokenizers.{name}:{segment}Tokenizer",
+    }
     return Modality(name=name, content=content, **paths, **fields)
 
 

@@ -90,10 +90,10 @@ class ActionSpace:
     high: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        boxed = self.low is not None and self.high is not None
-        if (self.n is None) == (not boxed):
+        bounds = None if self.low is None or self.high is None else (self.low, self.high)
+        if (self.n is None) == (bounds is None):
             raise ValueError("ActionSpace needs either n (discrete) or both low and high (continuous)")
-        if boxed and (len(self.low) != len(self.high) or any(not a < b for a, b in zip(self.low, self.high))):
+        if bounds and (len(bounds[0]) != len(bounds[1]) or any(not a < b for a, b in zip(*bounds))):
             raise ValueError(f"ActionSpace needs low < high in every dimension, got low={self.low} high={self.high}")
         if self.n is not None and self.n < 1:
             raise ValueError(f"ActionSpace needs n >= 1, got {self.n}")
