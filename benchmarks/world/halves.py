@@ -19,8 +19,8 @@ def halves(root: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return parts[0], parts[1], np.array([material.label(r) for r in rows])
 
 
-def class_means(root: Path) -> tuple[float, int]:
-    """Pixel error of the class mean."""
+def completions(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Test pictures completed by the class mean [N 64], true lower halves [N 32], guessed ones [N 32], labels [N]."""
     from sklearn.svm import SVC
 
     top, bottom, labels = halves(root, "train")
@@ -28,4 +28,10 @@ def class_means(root: Path) -> tuple[float, int]:
     means = {digit: bottom[labels == digit].mean(axis=0) for digit in np.unique(labels)}
     top, bottom, labels = halves(root, "test")
     guess = np.stack([means[digit] for digit in namer.predict(top)])
+    return np.concatenate([top, guess], axis=1), bottom, guess, labels
+
+
+def class_means(root: Path) -> tuple[float, int]:
+    """Pixel error of the class mean."""
+    _, bottom, guess, labels = completions(root)
     return float(np.abs(guess - bottom).mean()), len(labels)

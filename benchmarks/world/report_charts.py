@@ -35,7 +35,7 @@ def whisker(
     colour: str = "var(--good)",
     width: int = 300,
 ) -> str:
-    """A dot with its interval on an axis from `ends[0]` (left, worst) to `ends[1]` (right, best), and what it is held against."""
+    """A dot with its interval on an axis from worst (left) to best, and what it is held against."""
 
     def x(v: float) -> float:
         return 8 + (width - 16) * min(1.0, max(0.0, (v - ends[0]) / (ends[1] - ends[0])))

@@ -78,8 +78,8 @@ WHY_NOTE = (
 )
 LEARNING_NOTE = "Training loss in nats per token, by modality, over optimizer steps: smoothed, with the raw values behind."
 EXPERTS_NOTE = (
-    "Share of each modality's tokens that goes to each routed expert, in percent, counted on held-out documents of every source. "
-    "An even row uses all experts alike; rows that differ show experts that specialised."
+    "Share of each modality's tokens that goes to each routed expert, in percent, counted on held-out documents of every "
+    "source. An even row uses all experts alike; rows that differ show experts that specialised."
 )
 
 

@@ -52,7 +52,11 @@ def mountain_car(o: np.ndarray) -> str:
     hill = [at(p) for p in np.linspace(-1.2, 0.6, 40)]
     (fx, fy), (x, y) = at(0.45), at(float(o[0]))
     flag = _rod(fx, fy, fx, fy - 17, INK, 1.4) + f'<path d="M{fx:.1f} {fy - 17:.1f}l9 3.5-9 3.5z" fill="{COLOURS["audio"]}"/>'
-    return polyline([p[0] for p in hill], [p[1] for p in hill], SOFT) + flag + f'<circle cx="{x:.1f}" cy="{y - 5:.1f}" r="5" fill="{WARM}"/>'
+    return (
+        polyline([p[0] for p in hill], [p[1] for p in hill], SOFT)
+        + flag
+        + f'<circle cx="{x:.1f}" cy="{y - 5:.1f}" r="5" fill="{WARM}"/>'
+    )
 
 
 def acrobot(o: np.ndarray) -> str:
@@ -61,7 +65,8 @@ def acrobot(o: np.ndarray) -> str:
     first, second = np.arctan2(o[1], o[0]), np.arctan2(o[3], o[2])
     ex, ey = x + length * np.sin(first), y + length * np.cos(first)
     tx, ty = ex + length * np.sin(first + second), ey + length * np.cos(first + second)
-    goal = f'<line x1="8" x2="{WIDTH - 8}" y1="{y - length}" y2="{y - length}" stroke="{COLOURS["audio"]}" stroke-dasharray="3 3"/>'
+    ends = f'x1="8" x2="{WIDTH - 8}" y1="{y - length}" y2="{y - length}"'
+    goal = f'<line {ends} stroke="{COLOURS["audio"]}" stroke-dasharray="3 3"/>'
     return goal + _rod(x, y, ex, ey, COOL) + _rod(ex, ey, tx, ty, WARM) + _joint(x, y) + _joint(ex, ey, 2.4)
 
 
@@ -101,7 +106,9 @@ def curves(plant: Plant, observations: np.ndarray, actions: np.ndarray | None, w
         low, high = (0.0, float(plant.choices - 1)) if plant.choices else (plant.low, plant.high)
         level = np.clip((values - low) / (high - low), 0, 1)
         at = np.linspace(left, width - 4, len(values) + 1)
-        steps = "".join(f"{'M' if i == 0 else 'L'}{at[i]:.1f} {height + 24 - 20 * v:.1f}H{at[i + 1]:.1f}" for i, v in enumerate(level))
+        steps = "".join(
+            f"{'M' if i == 0 else 'L'}{at[i]:.1f} {height + 24 - 20 * v:.1f}H{at[i + 1]:.1f}" for i, v in enumerate(level)
+        )
         lines.append(f'<path d="{steps}" fill="none" stroke="{COLOURS["action"]}" stroke-width="1.2"/>')
         legend.append(f'<span><i style="background:{COLOURS["action"]}"></i>action</span>')
         bottom += 28

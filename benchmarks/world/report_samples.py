@@ -163,7 +163,9 @@ def missing(result: Result, world: Path) -> str:
     rows = material.lines(world, result.task.sources[0], "test")[:1]
     shown = "".join(f'<div class="ask">{media.line(row, world)}</div>' for row in rows)
     note = "The picture and the voice name the same digit. Share of right answers with both, and with either one taken away."
-    return f'<article class="card"><p class="note">{note}</p><div class="split">{shown}<div>{"".join(bars)}</div></div></article>'
+    return (
+        f'<article class="card"><p class="note">{note}</p><div class="split">{shown}<div>{"".join(bars)}</div></div></article>'
+    )
 
 
 def _missing_colour(name: str) -> str:

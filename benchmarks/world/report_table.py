@@ -135,9 +135,7 @@ def mean_row(results: Mapping[str, Result], found: Mapping[str, Verdict]) -> str
     tasks = [r.task for r in results.values() if r.task.kind == "control"]
     value, low, high = control_mean(results)
     verdict = found[tasks[0].name]
-    chart = whisker(
-        value, (low, high), (0.0, 104.0), must=verdict.must, aim=verdict.aim, colour=colour(verdict.passed)
-    )
+    chart = whisker(value, (low, high), (0.0, 104.0), must=verdict.must, aim=verdict.aim, colour=colour(verdict.passed))
     return (
         f"<tr><td><b>mean of {len(tasks)}</b><small>normalised return: random 0, expert 100</small></td>"
         f'<td class="num"><b>{number(value)}</b><small>{number(low)} to {number(high)}</small></td><td>{chart}</td>'
@@ -160,7 +158,9 @@ def table(results: Mapping[str, Result], found: Mapping[str, Verdict], scores: S
         f"<span>{_key(KEY_DOT)}measured, with its 95 % interval</span><span>{_key(KEY_BAND)}from must to aim</span>"
         f"<span>{_key(KEY_DIAMOND)}specialist on the same data</span><span>{_key(KEY_CHANCE)}chance</span>"
     )
-    return f'<div class="card scroll"><table class="results">{head}{"".join(body)}</table></div><div class="legend">{keys}</div>'
+    return (
+        f'<div class="card scroll"><table class="results">{head}{"".join(body)}</table></div><div class="legend">{keys}</div>'
+    )
 
 
 KEY_DOT = (

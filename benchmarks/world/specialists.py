@@ -17,7 +17,7 @@ import numpy as np
 
 from weft.benchmarks.world import material
 from weft.benchmarks.world.forecast import fault_svm, forecast_ridge
-from weft.benchmarks.world.halves import class_means
+from weft.benchmarks.world.halves import class_means, completions
 from weft.benchmarks.world.hmm import WordHMM, word_error_rate
 from weft.benchmarks.world.ngram import NgramText
 
@@ -124,6 +124,13 @@ def _judges(root: str, _: str) -> Judges:
     return Judges(root)
 
 
+def class_means_judged(root: Path) -> tuple[float, int]:
+    """Share of pictures completed by the mean of a class that the judge still reads as their digit."""
+    whole, _, _, labels = completions(root)
+    judge = judges(root)
+    return float(np.mean([judge.judge_digit(p.reshape(8, 8)) == d for p, d in zip(whole, labels)])), len(labels)
+
+
 def digit_strings(root: Path) -> tuple[float, int]:
     """Word error rate of a whole-word hidden Markov model on digit strings of unseen voices."""
 
@@ -172,6 +179,7 @@ SPECIALISTS: dict[str, tuple[str, str, Callable[[Path], tuple[float, int]]]] = {
     "word -> image": ("real scans, judged", "accuracy", lambda root: judges(root).image_accuracy()),
     "word -> speech": ("real speech, judged", "accuracy", lambda root: judges(root).speech_accuracy()),
     "half image -> rest": ("mean of the class named by the top half", "mean absolute pixel error", class_means),
+    "half image -> rest, judged": ("mean of the class, judged", "accuracy", class_means_judged),
     "motor: forecast": ("ridge regression", "error over persistence", forecast_ridge),
     "motor: fault": ("SVM on spectra", "accuracy", fault_svm),
     "prose": ("byte trigram", "bits per byte", prose_bits(3)),
