@@ -85,9 +85,10 @@ def test_saved_state_resumes_bit_for_bit(job, stage):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_gradients_equal_one_process_for_every_pair_of_modalities(tmp_path):
     """Adam's first moment after one update from zero is a tenth of the gradient."""
-    launch("matrix", tmp_path)
+    launch("matrix", tmp_path, timeout_s=3000)
     names = list(scenarios.PIECES)
     for left in names:
         for right in names:
