@@ -1,4 +1,4 @@
-"""The command line: `weft COMMAND ...`. Finds the command's function and lets jsonargparse read its signature.
+"""The command line: `weft COMMAND ...`. Finds the command's function; `commands/arguments.py` reads its signature.
 
 In: argv. Out: the process's exit status. A user's mistake (ValueError, OSError, a missing extra) prints one sentence and
 exits with 2; `--debug` shows the traceback; anything else is our bug and always shows it.
@@ -56,10 +56,9 @@ def run(argv: Sequence[str]) -> Any:
     command = find(argv[0])
     if getattr(command, "raw", False):
         return command(list(argv[1:]))
-    from jsonargparse import auto_cli, set_parsing_settings
+    from weft.commands.arguments import call
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return auto_cli(command, args=list(argv[1:]), prog=f"weft {argv[0]}", as_positional=True)
+    return call(command, argv[1:], f"weft {argv[0]}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
