@@ -243,6 +243,12 @@ def temporal_hits(predicted_s: Sequence[float], true_s: Sequence[float], within_
     return (np.abs(np.asarray(predicted_s, float) - np.asarray(true_s, float)) <= within_s).astype(float)
 
 
+def first_number(text: str) -> float:
+    """The first number in a text, NaN (which hits nothing) where there is none."""
+    found = re.search(r"-?\d+(\.\d+)?", text)
+    return float(found[0]) if found else float("nan")
+
+
 METRICS: dict[str, Callable[..., Scores]] = {
     "accuracy": accuracy,
     "exact_match": exact_match,

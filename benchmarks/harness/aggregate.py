@@ -1,0 +1,210 @@
+"""Records become figures: each metric with its interval, the gap between slices, what failed and why.
+
+In: a task and its records (sorted by key, failed ones included). Out: JSON-ready dicts. Text metrics are computed here, from
+the written answers, so that a metric can be added without asking the model again. Nothing depends on the order of records.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from weft.benchmarks.harness import metrics as m
+from weft.benchmarks.harness.measures import Measure, measure
+from weft.benchmarks.harness.questions import lookup
+from weft.benchmarks.harness.stats import Estimate, bootstrap, slice_gap, t_interval
+from weft.benchmarks.harness.task import Task, TaskError
+
+Record = dict[str, Any]
+CORPUS_ROUNDS = 200
+"""Resamples of metrics that are computed from all samples at once."""
+
+
+def summarise(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:
+    """Figures of one run of a task."""
+    records = sorted(records, key=lambda r: r["key"])
+    failed = [r for r in records if r.get("failed")]
+    figures = {}
+    for metric in task.metrics:
+        figures[metric] = _figure(task, metric, records, rounds)
+    return {
+        "samples": len(records),
+        "failed": len(failed),
+        "failures": dict(sorted(Counter(r["failed"] for r in failed).items())),
+        "metrics": figures,
+    }
+
+
+def _figure(task: Task, metric: str, records: Sequence[Record], rounds: int) -> dict[str, Any]:
+    about = measure(metric)
+    if about.pool == "corpus":
+        estimate, left = _corpus(metric, records)
+    else:
+        scores, left = sample_scores(task, metric, records)
+        estimate = _estimate(about, scores, task.answer == "control", rounds)
+    return {**(_plain(estimate) if estimate else {"value": None}), "higher_is_better": about.higher, "left_out": left}
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
+
+
+def _estimate(about: Measure, scores: np.ndarray, episodes: bool, rounds: int) -> Estimate | None:
+    if not len(scores):
+        return None
+    if about.pool == "mean":
+        return t_interval(scores) if episodes else bootstrap(scores, rounds=rounds)
+    pooled = m.ratio if about.pool == "ratio" else lambda counts: float(np.exp(min(m.ratio(counts), 700.0)))
+    return bootstrap(scores, pooled, rounds=rounds)
+
+
+def sample_scores(task: Task, metric: str, records: Sequence[Record]) -> tuple[np.ndarray, int]:
+    """[n] or [n 2] per sample and how many had to be left out because a failure has no worst value."""
+    about = measure(metric)
+    if about.text:
+        scores = list(_text_scores(task, metric, records))
+        return np.array(scores, np.float64), 0
+    scores = [r["scores"][metric] for r in records if metric in r.get("scores", {})]
+    lost = len(records) - len(scores)
+    if about.worst is not None and about.pool == "mean":
+        return np.array([*scores, *([about.worst] * lost)], np.float64), 0
+    return np.array(scores, np.float64), lost
+
+
+def _said(record: Record) -> str:
+    """A failed sample has said nothing."""
+    return "" if record.get("failed") else str(record.get("answer", ""))
+
+
+def _accepted(record: Record) -> list[str]:
+    right = record.get("reference")
+    return [str(item) for item in right] if isinstance(right, list) else [] if right is None else [str(right)]
+
+
+def _text_scores(task: Task, metric: str, records: Sequence[Record]) -> np.ndarray:
+    said, right = [_said(r) for r in records], [_accepted(r) for r in records]
+    known = [i for i, words in enumerate(right) if words]
+    ask, references = [said[i] for i in known], [right[i] for i in known]
+    counts = metric in ("wer", "cer")
+    out = np.zeros((len(records), 2) if counts else len(records))
+    if counts:
+        out[:] = (1.0, 1.0)  # a document whose answer cannot be read counts as one wrong word
+    if not known:
+        return out
+    out[known] = TEXT[metric](ask, references) if metric != "temporal" else _temporal(ask, references, task.within_s)
+    if metric == "temporal":
+        return out
+    failed = [i for i, r in enumerate(records) if r.get("failed")]
+    if not counts:
+        out[failed] = 0.0  # an empty answer is no right answer, even where nothing was to be said
+    return out
+
+
+def _best(score: Callable[..., np.ndarray]) -> Callable[[list[str], list[list[str]]], np.ndarray]:
+    """The best over accepted answers."""
+
+    def over(said: list[str], right: list[list[str]]) -> np.ndarray:
+        most = max(map(len, right))
+        table = [score(said, [words[min(i, len(words) - 1)] for words in right]) for i in range(most)]
+        return np.asarray(np.max(np.stack(table), axis=0))
+
+    return over
+
+
+def _errors(score: Callable[..., np.ndarray], unit: Callable[[str], int]) -> Callable[[list[str], list[list[str]]], np.ndarray]:
+    """[n 2] edits and units of the first accepted answer; an empty one counts what was said."""
+
+    def over(said: list[str], right: list[list[str]]) -> np.ndarray:
+        rows = []
+        for words, accepted in zip(said, right, strict=True):
+            rows.append(score([words], [accepted[0]])[0] if unit(accepted[0]) else (float(unit(words)), 0.0))
+        return np.array(rows, np.float64)
+
+    return over
+
+
+def _temporal(said: list[str], right: list[list[str]], within_s: float) -> np.ndarray:
+    """1 where the first number of the answer (seconds) lies within `within_s` of the reference."""
+    return m.temporal_hits([m.first_number(s) for s in said], [m.first_number(r[0]) for r in right], within_s)
+
+
+TEXT: dict[str, Callable[[list[str], list[list[str]]], np.ndarray]] = {
+    "accuracy": _best(lambda said, right: m.accuracy([s.strip() for s in said], [r.strip() for r in right])),
+    "exact_match": _best(m.exact_match),
+    "f1": _best(m.token_f1),
+    "vqa_accuracy": m.vqa_accuracy,
+    "wer": _errors(m.word_errors, lambda text: len(text.split())),
+    "cer": _errors(m.character_errors, len),
+    "bleu": _best(m.bleu),
+    "chrf": _best(m.chrf),
+    "rouge_l": _best(m.rouge_l),
+    "consensus": m.caption_consensus,
+}
+
+
+def _corpus(metric: str, records: Sequence[Record]) -> tuple[Estimate | None, int]:
+    """A figure of all samples at once; resampling draws samples, as everywhere."""
+    if metric == "frechet":
+        pairs = [r["features"] for r in records if "features" in r]
+        if len(pairs) < 2:
+            return None, len(records) - len(pairs)
+        table = np.array(pairs, np.float64)
+        value = m.frechet_distance(table[:, 0], table[:, 1])
+        return Estimate(value, value, value, len(pairs)), len(records) - len(pairs)
+    rows = [(_said(r), (_accepted(r) or [""])[0], float(r.get("confidence", 1.0))) for r in records]
+
+    def statistic(picked: np.ndarray) -> float:
+        some = [rows[int(i)] for i in picked]
+        said, right = [s.strip() for s, _, _ in some], [r.strip() for _, r, _ in some]
+        if metric == "macro_f1":
+            return m.macro_f1(said, right)
+        if metric == "corpus_bleu":
+            return m.corpus_bleu(said, right)
+        return m.calibration_error([c for _, _, c in some], m.accuracy(said, right).tolist())
+
+    return (bootstrap(np.arange(len(rows)), statistic, rounds=CORPUS_ROUNDS) if rows else None), 0
+
+
+def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:
+    """Best and worst slice of every metadata column that the task names, by its first metric."""
+    out: dict[str, Any] = {}
+    records = sorted(records, key=lambda r: r["key"])
+    metric = task.metrics[0]
+    about = measure(metric)
+    if about.pool == "corpus" or not records:
+        return out
+    for column in task.slices:
+        labels, kept = [], []
+        for record in records:
+            try:
+                labels.append(str(lookup(record.get("metadata", {}), column)))
+            except TaskError:
+                continue
+            kept.append(record)
+        scores, left = sample_scores(task, metric, kept)
+        if left or not len(scores):
+            out[column] = {"note": f"{left or len(records)} samples have no score or no {column!r}"}
+            continue
+        rates = scores if scores.ndim == 1 else scores[:, 0] / np.maximum(scores[:, 1], 1e-12)
+        gap = slice_gap(column, _aligned(about, labels, kept, metric), list(rates), rounds=rounds)
+        out[column] = {
+            "metric": metric,
+            "best": str(gap.best if about.higher else gap.worst),
+            "worst": str(gap.worst if about.higher else gap.best),
+            "gap": _plain(gap.gap),
+            "slices": {name: _plain(e) for name, e in gap.slices.items()},
+        }
+    return out
+
+
+def _aligned(about: Measure, labels: list[str], records: Sequence[Record], metric: str) -> list[str]:
+    """Labels in the order in which `sample_scores` lists samples: failed ones come last where scores are stored."""
+    if about.text:
+        return labels
+    whole = [label for label, r in zip(labels, records) if metric in r.get("scores", {})]
+    rest = [label for label, r in zip(labels, records) if metric not in r.get("scores", {})]
+    return [*whole, *rest]

@@ -1,0 +1,36 @@
+"""Generated pictures and sounds as files that a browser shows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.tokenizers.media.image import load_image
+from weft.tokenizers.segment import Audio, Image
+
+
+def keep(segment: Any, folder: Path, key: str) -> str:
+    """Write a PNG or a 16-bit WAV; returns the file's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = hashlib.sha256(key.encode()).hexdigest()[:16]
+    if isinstance(segment, Image):
+        write_png(folder / f"{stem}.png", load_image(segment.pixels))
+        return f"{stem}.png"
+    assert isinstance(segment, Audio)
+    import soundfile
+
+    soundfile.write(
+        folder / f"{stem}.wav", np.asarray(segment.samples, np.float32), int(segment.rate_hz or 8000), subtype="PCM_16"
+    )
+    return f"{stem}.wav"
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Pixels [H W C] in [0, 1] or uint8."""
+    import PIL.Image
+
+    levels = pixels if pixels.dtype == np.uint8 else np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    PIL.Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(path)

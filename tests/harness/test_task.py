@@ -1,0 +1,60 @@
+"""A wrong task file is refused with file, line and repair; a right one says nothing but data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from weft.benchmarks.harness.task import TaskError, find_tasks, load_tasks
+
+GOOD = """name: digits
+data: {manifest: a.jsonl, train: b.jsonl}
+answer: choices
+choices: [one, two]
+metrics: [accuracy]
+shots: 2
+"""
+
+WRONG = {
+    ("metrics: [accuracy]", "metrics: [acuracy]"): "line 1: there is no metric 'acuracy'",
+    ("metrics: [accuracy]", "metrics: [wer]"): "line 1: metric 'wer' does not fit answer 'choices'; use accuracy",
+    ("metrics:", "metriks:"): "line 5: task has no key 'metriks'; did you mean 'metrics'?",
+    ("answer: choices", "answer: choice"): "line 3: task.answer is 'choice'; it must be one of text, choices",
+    ("shots: 2", "shots: two"): "line 6: task.shots must be of type int, got 'two'",
+    ("shots: 2", "shots: 2\nname: again"): "line 7: key 'name' is written twice",
+    ("choices: [one, two]\n", ""): "line 1: task 'digits' needs choices",
+    ("train: b.jsonl", "trane: b.jsonl"): "line 2: task.data has no key 'trane'; did you mean 'train'?",
+    (", train: b.jsonl", ""): "line 1: task 'digits' needs data.train",
+    ("manifest: a.jsonl", "manifest: a.jsonl, shards: c"): "line 2: data needs exactly one of manifest, shards and environment",
+    ("name: digits\n", ""): "line 1: task lacks the key 'name'",
+    ("shots: 2", "produce: !!python/object:os.system {}"): "line 6: the tag",
+    ("shots: 2", "shots: [2"): "is not YAML",
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.items(), ids=[m[:40] for m in WRONG.values()])
+def test_a_wrong_file_is_refused_with_its_line(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_text(GOOD)
+    assert load_tasks(file)[0].shots == 2
+    file.write_text(GOOD.replace(*change))
+    with pytest.raises(TaskError) as error:
+        load_tasks(file)
+    assert str(file) in str(error.value) and message in str(error.value)
+
+
+def test_unknown_suites_and_tasks_are_named() -> None:
+    with pytest.raises(TaskError, match="'nothing' is no task file and no suite"):
+        find_tasks("nothing")
+    with pytest.raises(TaskError, match="has no task 'x'"):
+        find_tasks("generalist-mini/x")
+
+
+def test_a_digest_changes_with_every_key(tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    digests = set()
+    for text in (GOOD, GOOD.replace("two]", "too]"), GOOD.replace("shots: 2", "shots: 3"), GOOD + "about: x\n"):
+        file.write_text(text)
+        digests.add(load_tasks(file)[0].digest())
+    assert len(digests) == 4
