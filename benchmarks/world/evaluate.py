@@ -184,7 +184,8 @@ def control(exam: Exam, task: Task) -> Result:
     known = world_returns(exam.world)[plant.name]
     scores = normalised_return(played.returns, known["random"], known["expert"])
     first = played.episodes[0]
-    sample = {"observations": np.stack(first.observations), "actions": np.stack(first.actions), "return": first.total}
+    seen = np.stack(first.observations).reshape(len(first), -1)
+    sample = {"observations": seen, "actions": np.stack(first.actions), "return": first.total}
     return Result(task, t_interval(scores), 0.0, [sample], {"mean return": float(played.returns.mean()), **known})
 
 

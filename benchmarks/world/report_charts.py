@@ -20,7 +20,7 @@ def number(value: float | None, percent: bool = False) -> str:
         return "-"
     if percent:
         return f"{100 * value:.1f} %"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def whisker(

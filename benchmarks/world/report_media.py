@@ -121,8 +121,11 @@ def piece(part: dict[str, Any], world: Path) -> str:
         times = part.get("times_s") or [0.0, 1.0]
         return film(material.film(world, part["video"]), 1.25 * (times[-1] - times[0]))
     if "sensor" in part:
-        names = ", ".join(part.get("channels", ()))
-        return f'<span class="reading">{spark(np.array(part["sensor"], np.float64))}<small>{esc(names)}</small></span>'
+        names, rows = ", ".join(part.get("channels", ())), np.array(part["sensor"], np.float64)
+        if rows.size == 1:
+            unit = (part.get("units") or [""])[0]
+            return f'<span class="reading"><b>{float(rows.flat[0]):.4g} {esc(unit)}</b><small>{esc(names)}</small></span>'
+        return f'<span class="reading">{spark(rows)}<small>{esc(names)}</small></span>'
     return f'<span class="said">{esc(part.get("action"))}</span>'
 
 

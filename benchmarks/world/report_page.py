@@ -132,13 +132,13 @@ def learning(facts: Facts) -> str:
     """Loss per modality, and held-out loss where it was taken."""
     series = collect(read_jsonl(facts.root / "run" / "metrics.jsonl"))
     cards = []
-    for name, colour in COLOURS.items():
-        lines = {}
-        if f"loss/{name}" in series:
-            lines["training"] = (*series[f"loss/{name}"], colour)
-        if f"eval/{name}" in series:
-            lines["held out"] = (*series[f"eval/{name}"], "var(--ink)")
-        chart = curve(lines)
+    for name, colour in {**COLOURS, "all": "var(--ink)"}.items():
+        key, lines = "loss" if name == "all" else f"loss/{name}", {}
+        if key in series:
+            lines["training"] = (*series[key], colour)
+        if f"eval/{key}" in series:
+            lines["held out"] = (*series[f"eval/{key}"], "var(--bad)")
+        chart = curve(lines, floor=0.0)
         if chart:
             dot = f'<i class="dot" style="background:{colour}"></i>'
             cards.append(f'<article class="card"><h3>{dot}{name}</h3>{chart}</article>')

@@ -14,9 +14,9 @@ from weft.benchmarks.world.report_media import esc, polyline
 from weft.tokenizers.inspect import COLOURS
 
 WIDTH, HEIGHT = 96, 84
-INK, SOFT = "var(--ink)", "var(--line)"
+INK, SOFT = "var(--ink)", "color-mix(in srgb, var(--soft) 55%, transparent)"
 WARM, COOL = COLOURS["image"], COLOURS["sensor"]
-CHANNELS = (COOL, WARM, COLOURS["audio"], COLOURS["video"], COLOURS["action"], COLOURS["text"])
+CHANNELS = (COOL, WARM, COLOURS["audio"], COLOURS["video"], "#a3902f", COLOURS["text"])
 
 
 def _rod(x0: float, y0: float, x1: float, y1: float, colour: str, width: float = 5) -> str:
@@ -98,7 +98,7 @@ def curves(plant: Plant, observations: np.ndarray, actions: np.ndarray | None, w
         low, high = values.min(), values.max()
         level = (values - low) / (high - low) if high > low else np.full(n, 0.5)
         lines.append(polyline(xs.tolist(), (height - 6 - level * (height - 14)).tolist(), CHANNELS[c]))
-        about = f"{channel} {low:.2g} to {high:.2g} {plant.units[c]}"
+        about = f"{channel} {low:.2g} to {high:.2g} {plant.units[c] if plant.units[c] != '1' else ''}".strip()
         legend.append(f'<span><i style="background:{CHANNELS[c]}"></i>{esc(about)}</span>')
     bottom = height
     if actions is not None and len(actions):

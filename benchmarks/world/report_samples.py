@@ -57,7 +57,7 @@ def _texts(result: Result, world: Path) -> str:
         said = esc(sample["said"] or "(nothing)")
         wanted = "" if sample["right"] else f"<small>right: {esc(truth(sample['label']))}</small>"
         made.append(tile(media.line(sample["prompt"], world), f"{said}{wanted}", sample["right"]))
-    return tiles(made) if made else ""
+    return tiles(made, "sounds" if heard else "") if made else ""
 
 
 def truth(label: Any) -> str:
@@ -89,7 +89,7 @@ def _speech(result: Result, world: Path) -> str:
     for s in result.samples[:SOUNDS]:
         clip = media.sound(np.asarray(s["made"].samples, np.float32).reshape(-1), int(s["made"].rate_hz))
         made.append(tile(clip, _judged(s), s["judged"] == s["label"]))
-    return tiles(made)
+    return tiles(made, "sounds")
 
 
 def _retrieval(result: Result, world: Path) -> str:
@@ -102,7 +102,7 @@ def _retrieval(result: Result, world: Path) -> str:
 def _control(result: Result, world: Path) -> str:
     plant, made = PLANTS[result.task.sources[0]], []
     for s in result.samples:
-        rows = np.asarray(s["observations"], np.float64)
+        rows = np.asarray(s["observations"], np.float64).reshape(len(s["observations"]), -1)
         actions = s.get("actions")
         known = ", ".join(f"{k} {number(result.parts[k])}" for k in ("random", "expert") if k in result.parts)
         about = f"return {number(s['return'])} in {len(rows)} steps of {plant.step_s:.3g} s ({known})"

@@ -77,10 +77,11 @@ def specialist_cell(result: Result, verdict: Verdict, scores: Scores) -> str:
     """The specialist's figure and its name, and the second figure of a task that has one."""
     task = result.task
     if task.kind == "control":
-        return f"100<small>scripted expert, return {number(result.parts.get('expert'))}</small>"
+        return f"100<small>expert, return {number(result.parts.get('expert'))}</small>"
     if task.kind == "bits":
-        rows = [(k.removeprefix(f"{task.name}, "), s) for k, s in scores.items() if k.startswith(task.name)]
-        return "".join(f"<small>{number(float(s['value']))} {esc(s['name'])}</small>" for _, s in rows) or "-"
+        keys = [f"{task.name}{more}" for more in (", unigram", "", ", 5-gram")]
+        rows = [scores[key] for key in keys if key in scores]
+        return "".join(f"<small>{number(float(s['value']))} {esc(s['name'])}</small>" for s in rows) or "-"
     if task.specialist is None or task.specialist not in scores:
         return f"<small>{_nobody(task)}</small>"
     score = scores[task.specialist]
@@ -111,8 +112,8 @@ def row(result: Result, verdict: Verdict, scores: Scores) -> str:
         chance=task.chance if task.kind not in ("control", "bits") else None,
         colour=colour(verdict.passed if task.kind != "control" else passed(task, verdict.value)),
     )
-    unit = {"control": "episodes", "retrieval": "queries"}.get(task.kind, "documents")
-    interval = f"{figure(task, verdict.interval[0])} to {figure(task, verdict.interval[1])}"
+    unit = "answers" if task.drop else {"control": "episodes", "retrieval": "queries"}.get(task.kind, "documents")
+    interval = f"{figure(task, verdict.interval[0]).removesuffix(' %')} to {figure(task, verdict.interval[1])}"
     status = "" if task.kind == "control" else pill(verdict.passed, verdict.reached)
     return (
         f"<tr><td>{esc(task.name)}<small>{esc(task.measure)}, {e.n} {unit}</small></td>"
