@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample-world": ("weft.commands.world:sample_world", "write the sample world: media, documents, data card"),
     "inspect": ("weft.commands.stream:inspect", "show a document as one token stream, as text and as a page"),
     "prepare": ("weft.commands.data:prepare", "pack documents into shards"),
+    "fit-tokenizer": ("weft.commands.data:fit_tokenizer", "fit a tokenizer on prepared documents"),
     "data-report": ("weft.commands.data:report", "count what is in a folder of shards"),
     "train": ("weft.commands.train:train", "pretrain or fine-tune from a YAML run"),
     "plan": ("weft.commands.train:plan", "estimate memory, speed and cost of a run without building it"),
@@ -61,6 +62,16 @@ def run(argv: Sequence[str]) -> Any:
     return call(command, argv[1:], f"weft {argv[0]}")
 
 
+def explained(name: str, error: Exception) -> str:
+    """The error in the words of the command line."""
+    from weft.commands.arguments import spoken
+
+    try:
+        return spoken(str(error), find(name))
+    except (ValueError, ModuleNotFoundError):
+        return str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `weft` script."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -79,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if debug:
             raise
-        print(f"weft {argv[0]}: {error}", file=sys.stderr)
+        print(f"weft {argv[0]}: {explained(argv[0], error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"weft {argv[0]}: interrupted; run the same command again to go on", file=sys.stderr)

@@ -27,6 +27,8 @@ def call(command: Callable[..., Any], argv: Sequence[str], prog: str) -> Any:
     options, words = split(command, argv)
     if missing := required(command)[len(words) :]:
         raise UsageError(f"{' and '.join(name.upper() for name in missing)} missing; see {prog} --help")
+    if rest_of(command) is None and (more := words[len(required(command)) :]):
+        raise UsageError(f"{more[0]!r} is one word too many; see {prog} --help")
     try:
         found = parser.parse_args([*options, "--", *words] if words else options)
     except UsageError:
@@ -77,6 +79,8 @@ def split(command: Callable[..., Any], argv: Sequence[str]) -> tuple[list[str], 
         word = left.pop(0)
         if word == "--":
             return options, words + left
+        if len(word) == 2 and word[0] == "-" and word[1].isalpha():
+            word = f"-{word}"
         if not word.startswith("--"):
             words.append(word)
             continue
@@ -124,8 +128,14 @@ def dashed(text: str) -> str:
     return re.sub(r"--[a-z_]+", lambda m: m[0].replace("_", "-"), text)
 
 
+def spoken(text: str, command: Callable[..., Any]) -> str:
+    """An error of the library in the words of the command line: `space=` becomes `--space`."""
+    names = "|".join(n for n, p in parameters(command).items() if p.default is not p.empty)
+    return re.sub(rf"(?<![\w.])({names})=(?=[\s,;)]|$)", lambda m: "--" + m[1].replace("_", "-"), text) if names else text
+
+
 def one_line(error: BaseException) -> str:
     """jsonargparse explains in several lines; a sentence is enough."""
     text = re.sub(r'Parser key "(\w+)":', lambda m: "--" + m[1].replace("_", "-") + ":", str(error))
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("unrecognized arguments", "too many words")
+    text = re.sub(r"<class '(\w+)'>", r"\1", text)
     return re.sub(r"\s+", " ", text).strip().rstrip(".")

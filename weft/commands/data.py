@@ -37,7 +37,10 @@ def prepare(
     if out is None:
         raise UsageError("--out is missing; name the folder that the shards go to")
     text = "{task.completed:,.0f} documents, {task.fields[mib]:,.1f} MiB, {task.fields[refused]:,} refused"
-    with Progress(TextColumn(text), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn(text), TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None, mib=0.0, refused=0)
         report = prepare_from(
             source,
@@ -62,7 +65,58 @@ def prepare(
         print(f"each is named, with the reason, in {report.folder}/refused.jsonl")
 
 
-def data_report(
+def fit_tokenizer(
+    shards: str,
+    out: str | None = None,
+    sample: int = 512,
+    chunk_s: float = 2.0,
+    text_size: int = 4096,
+    patch: int = 16,
+    max_side: int = 320,
+    max_rate_hz: float = 5.0,
+    steps: int = 400,
+) -> None:
+    """Fit tokenizers for every modality of prepared documents, and save them as one folder.
+
+    Args:
+        shards: folder of shards, as `weft prepare` writes it.
+        out: folder of the tokenizer; runs name it as data.tokenizer.
+        sample: documents that are read.
+        chunk_s: seconds that clocked segments are merged by; small for control (0.1), large for films.
+        text_size: text pieces; fewer where the texts are few.
+        patch: side of an image patch, pixels.
+        max_side: longest side of a picture, pixels.
+        max_rate_hz: most frames per second that are kept of a video.
+        steps: training steps of the codecs of pictures and sound; 0 = the model reads media but cannot produce them.
+    """
+    from weft.tokenizers.defaults import default_tokenizer
+    from weft.tokenizers.stream import StreamConfig
+    from weft.training.data.records import restore
+    from weft.training.data.shards import ShardDataset
+    from weft.training.random import permutation
+
+    if out is None:
+        raise UsageError("--out is missing; name the folder that the tokenizer goes to")
+    dataset = ShardDataset(shards, "train")
+    read = [dataset.read(int(i)) for i in permutation(len(dataset), 0, "fit")[:sample]]
+    documents = [restore(found.members, found.where) for found in read]
+    tokenizer = default_tokenizer(
+        documents,
+        StreamConfig(chunk_s=chunk_s),
+        steps=steps,
+        patch=patch,
+        max_side=max_side,
+        max_rate_hz=max_rate_hz,
+        text_size=text_size,
+    )
+    tokenizer.save(out)
+    lengths = sorted(len(tokenizer.encode(document)) for document in documents[:64])
+    modalities = ", ".join(tokenizer.tokenizers)
+    print(f"{out}: {modalities}; {len(tokenizer.vocabulary):,} ids, digest {tokenizer.digest()[:16]}")
+    print(f"a document has {lengths[len(lengths) // 2]:,} tokens in the median, {lengths[-1]:,} at most (of {len(lengths)})")
+
+
+def report(
     folder: str, out: str | None = None, tokenizer: str | None = None, length: int = 1024, sample: int = 512, examples: int = 12
 ) -> None:
     """Count what is in a folder of shards, print it, and write a page with examples.
@@ -79,8 +133,8 @@ def data_report(
     from weft.training.data.report import data_report as write
 
     tokens = open_tokenizer(tokenizer) if tokenizer else None
-    report = write(folder, out, tokenizer=tokens, length=length, sample=sample, examples=examples)
-    for line in lines(report):
+    found = write(folder, out, tokenizer=tokens, length=length, sample=sample, examples=examples)
+    for line in lines(found):
         print(line)
     if out:
         print(f"page: {out}")

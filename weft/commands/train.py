@@ -43,7 +43,7 @@ def train(run: str, *overrides: str, dry_run: bool = False) -> None:
 
 
 def plan(
-    model: str = "base",
+    model: str,
     gpus: int = 8,
     gpu: str = "h200",
     row_tokens: int = 16_384,
@@ -71,10 +71,10 @@ def plan(
     from weft.training.plan import table
 
     config, where = sizes(model)
-    print(f"{where}; speed assumes {mfu:.0%} of the {gpu}'s peak, which is a guess until a run has been measured")
     choices: dict[str, Any] = {"precision": precision, "recompute": recompute, "assumed_mfu": mfu, "gpu_hour": gpu_hour}
     counts: dict[str, Any] = {"row_tokens": row_tokens, "micro_batches": micro_batches, "total_tokens": tokens}
-    print(table(config, gpus=gpus, gpu=gpu, **counts, **choices))
+    rows = table(config, gpus=gpus, gpu=gpu, **counts, **choices)
+    print(f"{where}; speed assumes {mfu:.0%} of the {gpu}'s peak, which is a guess until a run has been measured\n{rows}")
 
 
 def sizes(model: str) -> tuple[Any, str]:

@@ -95,6 +95,7 @@ def generate(
         options["kind"] = kind
     options = {name: value for name, value in options.items() if value is not None}
     model = open_model(checkpoint, device, dtype, quantize)
+    known(model, items)
     wanted = produced[0] if len(produced) == 1 else produced
     if wanted == "text" and n == 1:
         for piece in model.generate(items, "text", stream=True, **options):
@@ -146,6 +147,7 @@ def predict(
     items = read(prompt, rate_hz, kind)
     answers, ahead, space = words(choices or ""), length(horizon), action_space(action)
     model = open_model(checkpoint, device)
+    known(model, items)
     if choices is not None:
         show_choice(model.predict(items, choices=answers))
     elif action is not None:
@@ -220,6 +222,7 @@ def search(
     items = read(query, rate_hz, kind, what="query")
     keys = media([index]) if Path(index).is_dir() else None
     model = open_model(checkpoint, device)
+    known(model, items)
     if keys is None:
         store = model.load_index(index)
     else:
@@ -256,8 +259,10 @@ def explain(
     items = read(prompt, rate_hz, kind)
     given = read([reply], rate_hz, kind, what="reply") if reply is not None else None
     model = open_model(checkpoint, device)
-    answer = given or model.generate(items, max_tokens=max_tokens)
+    known(model, items)
+    answer: Any = given
     if given is None:
+        answer = model.generate(items, max_tokens=max_tokens)
         print(f"reply: {answer.text}")
     why = model.explain(items, answer)
     print(f"log-probability of the reply {why.logprob:.2f} nats; without a segment it is less likely by, and its sensitivity:")
@@ -286,6 +291,18 @@ def open_model(checkpoint: str, device: str, dtype: str = "auto", quantize: str 
     from weft.inference.load import load
 
     return load(checkpoint, device=device, dtype=dtype, quantize=quantize)
+
+
+def known(model: Any, items: Sequence[Any]) -> Sequence[Any]:
+    """The items; a table of readings needs to say which fitted scaling it is."""
+    kinds = sorted(getattr(model.tokenizer.tokenizers.get("sensor"), "kinds", ()))
+    for item in items:
+        found = getattr(item, "kind", None)
+        if kinds and found is not None and found not in kinds:
+            raise UsageError(
+                f"{item.name or 'the sensor'}: this model has no sensor kind {found!r}; say one of {kinds} with --kind"
+            )
+    return items
 
 
 def words(text: str) -> list[str]:
@@ -323,9 +340,11 @@ def action_space(text: str | None) -> Any:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-        return ActionSpace(n=value) if isinstance(value, int) else ActionSpace(**{k: tuple(v) for k, v in value.items()})
-    except (ValueError, TypeError, AttributeError) as error:
+        value: Any = json.loads(text)
+        return (
+            ActionSpace(n=value) if isinstance(value, int) else ActionSpace(low=tuple(value["low"]), high=tuple(value["high"]))
+        )
+    except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f'{text!r} is no action space ({error}); write a number of choices, or \'{{"low": [-1], "high": [1]}}\''
         ) from error
@@ -351,7 +370,7 @@ def media(files: Sequence[str]) -> list[str]:
 
 def vectors_of(model: Any, keys: Sequence[str], rate_hz: float | None, kind: str | None) -> Any:
     """float32 [n E]: one vector per key."""
-    return model.embed([read([key], rate_hz, kind) for key in keys])
+    return model.embed([known(model, read([key], rate_hz, kind)) for key in keys])
 
 
 def free_stem(folder: Path) -> str:
