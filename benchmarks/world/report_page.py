@@ -12,8 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from weft.benchmarks.world import material
 from weft.benchmarks.world import report_inside as inside
 from weft.benchmarks.world import report_samples as samples
+from weft.benchmarks.world.digits import WORDS
 from weft.benchmarks.world.evaluate import Result
 from weft.benchmarks.world.report_charts import curve, number, stacked
 from weft.benchmarks.world.report_media import esc
@@ -183,15 +185,18 @@ def repeat(root: Path) -> list[str]:
     """The commands that make this folder again and use what is in it."""
     path = root / "quickstart.json"
     asked = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    names = {"minutes": "minutes", "scale": "scale", "seed": "seed", "max_steps": "steps", "limit": "limit", "device": "device"}
-    flags = [f"--{flag} {asked[key]}" for key, flag in names.items() if asked.get(key) is not None]
-    where = root if root.is_absolute() is False else root.name
+    flags = {"minutes": "minutes", "scale": "scale", "seed": "seed", "max_steps": "steps", "limit": "limit", "device": "device"}
+    skipped = "minutes" if asked.get("max_steps") else "max_steps"
+    given = [f"--{flag} {asked[key]}" for key, flag in flags.items() if key != skipped and asked.get(key) is not None]
+    inside_here = root.is_absolute() and root.is_relative_to(Path.cwd())
+    where = root.relative_to(Path.cwd()) if inside_here else root
+    scan = material.segment(material.lines(root / "world", "digit_image", "test")[0], "image")
     return [
-        "# the same again, elsewhere",
-        " ".join(["weft quickstart --out runs/again", *flags]),
+        "# the same again, in another folder",
+        " ".join(["weft quickstart --out runs/again", *given]),
         "# only the data",
         f"weft sample-world worlds/again --scale {asked.get('scale', 1.0)} --seed {asked.get('seed', 0)}",
         "# use the model",
-        f'weft generate {where}/run "draw seven" --produce image',
-        f"weft predict {where}/run digit.png --choices zero,one,two,three,four,five,six,seven,eight,nine",
+        f'weft generate {where}/run "draw seven" --produce image --grid 4x4',
+        f'weft predict {where}/run {where}/world/{scan} "digit?" --choices {",".join(WORDS)}',
     ]

@@ -55,11 +55,21 @@ def test_plain_progress_names_the_stage_and_the_time_left(capsys: pytest.Capture
     now.now = EVERY_S + 1
     stages("world", 0.5, "speech")
     now.now = 20.0
+    stages.beat()
+    now.now = 2 * EVERY_S + 1.5
+    stages.beat()
     stages("world", 1.0, "done")
     stages("world", 1.0, "20 s")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["world"] * 3, "what comes too soon is not printed, the end always is"
-    assert "speech" in lines[1] and "50 %" in lines[1] and lines[2].endswith("1:40 left  20 s")
+    assert [line.split()[1] for line in lines] == ["world"] * 4, (
+        "what comes too soon is not printed, a long silence and the end are"
+    )
+    assert (
+        "speech" in lines[1]
+        and "50 %" in lines[1]
+        and lines[2].startswith("   0:2")
+        and lines[3].endswith("about 1:40 left  20 s")
+    )
 
 
 def test_the_time_left_follows_what_is_measured() -> None:
@@ -116,6 +126,8 @@ def test_the_table_prints_every_task_and_the_machine(capsys: pytest.CaptureFixtu
         "A Processor",
         "663 s",
         "5,123",
+        "1 of 2 tasks",
+        "environments: 12.5",
     ):
         assert word in text
 

@@ -6,6 +6,7 @@ what each stage is expected to take and follows what is measured.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -77,19 +78,43 @@ class Stages:
 
 
 class Plain(Stages):
-    """A line when a stage begins or ends, and one every EVERY_S seconds in between."""
+    """A line when a stage begins or ends, and one every EVERY_S seconds in between, also while the stage is silent."""
 
-    last: tuple[str, float] = ("", float("-inf"))
+    def __init__(self, expected_s: Mapping[str, float], now: Any = time.monotonic) -> None:
+        super().__init__(expected_s, now)
+        self.last: tuple[str, float] = ("", float("-inf"))
+        self._over = threading.Event()
+        self._lock = threading.Lock()
 
     def show(self, stage: str) -> None:
         """Print at most now and then."""
-        over = stage in self.took
-        if stage == self.last[0] and not over and self.now() - self.last[1] < EVERY_S:
-            return
-        self.last = (stage, self.now())
+        with self._lock:
+            if stage == self.last[0] and stage not in self.took and self.now() - self.last[1] < EVERY_S:
+                return
+            self.last = (stage, self.now())
+            self._line(stage)
+
+    def _line(self, stage: str) -> None:
         note = f"  {self.notes[stage]}" if self.notes[stage] else ""
         spent, left = clock(self.now() - self.start), clock(self.left_s())
-        print(f"{spent:>7}  {stage:<12} {100 * self.done[stage]:3.0f} %  {left} left{note}", flush=True)
+        print(f"{spent:>7}  {stage:<12} {100 * self.done[stage]:3.0f} %  about {left} left{note}", flush=True)
+
+    def beat(self) -> None:
+        """Print the running stage again if nothing was printed for a while."""
+        stage = self.last[0]
+        if stage and stage not in self.took:
+            self.show(stage)
+
+    def _beats(self) -> None:
+        while not self._over.wait(EVERY_S / 2):
+            self.beat()
+
+    def __enter__(self) -> Plain:
+        threading.Thread(target=self._beats, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
 
 
 class Live(Stages):

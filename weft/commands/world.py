@@ -99,8 +99,10 @@ def print_results(figures: Mapping[str, Any]) -> None:
     """The table of `report.json`, with the machine that made it."""
     from rich.table import Table
 
+    from weft.benchmarks.world.control import PLANTS
+
     about = figures["machine"]
-    where = about.get("gpu") or f"{about.get('cpu') or 'CPU'}, {about.get('threads')} threads"
+    where = about.get("gpu") or f"{about.get('cpu') or 'CPU'}, threads: {about.get('threads')}"
     table = Table(title=f"one model of {figures['parameters'] / 1e6:.2f} M parameters, on {where}", title_justify="left")
     for name in ("task", "value", "95 % interval", "must", "aim", "specialist", ""):
         table.add_column(name, justify="left" if name in ("task", "") else "right", no_wrap=True)
@@ -111,6 +113,11 @@ def print_results(figures: Mapping[str, Any]) -> None:
         table.add_row(name, _short(row["value"]), f"{_short(low)} to {_short(high)}", *limits, verdict)
     console = _console()
     console.print(table)
+    played = [row["value"] for name, row in figures["tasks"].items() if name in PLANTS]
+    if played:
+        console.print(f"mean of the environments: {sum(played) / len(played):.1f}; their must holds for it", highlight=False)
+    judged = [row["passed"] for row in figures["tasks"].values() if row["passed"] is not None]
+    console.print(f"{sum(judged)} of {len(judged)} tasks hold their must", highlight=False)
     seconds = figures["seconds"]
     parts = ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
     console.print(f"{sum(seconds.values()):.0f} s in all ({parts})", highlight=False)
