@@ -161,7 +161,9 @@ def test_what_cannot_be_decoded_counts_as_wrong(tiny: Generalist, tasks: Any, da
     assert found["samples"] == 6 and found["failed"] == 2 and len(found["failures"]) == 2
     said = [json.loads(line) for line in next((tmp_path / "a").rglob("whole-*.jsonl")).read_text().splitlines()]
     lost = sum(r["answer"] == r["reference"] for r in said if r["key"] == broken["id"])
-    assert found["metrics"]["accuracy"]["value"] * 6 == pytest.approx(whole["metrics"]["accuracy"]["value"] * 5 - lost, abs=1e-4)
+    assert found["metrics"]["accuracy"]["value"] * 6 == pytest.approx(
+        whole["metrics"]["accuracy"]["value"] * 5 - lost, abs=1e-4
+    )
 
 
 def test_an_environment_that_crashes_fails_its_own_episode(tiny: Generalist, tasks: Any, data: Path, tmp_path: Path) -> None:
