@@ -118,7 +118,7 @@ def test_the_table_prints_every_task_and_the_machine(capsys: pytest.CaptureFixtu
     for word in (
         "image -> word",
         "0.970",
-        "0.950 to 0.990",
+        "0.95 to 0.99",
         "held",
         "12.5",
         "below",

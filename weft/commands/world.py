@@ -97,20 +97,22 @@ def expected(config: Any) -> dict[str, float]:
 
 def print_results(figures: Mapping[str, Any]) -> None:
     """The table of `report.json`, with the machine that made it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from weft.benchmarks.world.control import PLANTS
 
     about = figures["machine"]
     where = about.get("gpu") or f"{about.get('cpu') or 'CPU'}, threads: {about.get('threads')}"
-    table = Table(title=f"one model of {figures['parameters'] / 1e6:.2f} M parameters, on {where}", title_justify="left")
-    for name in ("task", "value", "95 % interval", "must", "aim", "specialist", ""):
+    title = f"one model of {figures['parameters'] / 1e6:.2f} M parameters, on {where}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("task", "value", "95 % interval", "must", "aim", "rival", ""):
         table.add_column(name, justify="left" if name in ("task", "") else "right", no_wrap=True)
     for name, row in figures["tasks"].items():
         low, high = row["interval"]
         verdict = {True: "[green]held[/]", False: "[red]below[/]", None: "-"}[row["passed"]]
-        limits = (_short(row[key]) for key in ("must", "aim", "specialist"))
-        table.add_row(name, _short(row["value"]), f"{_short(low)} to {_short(high)}", *limits, verdict)
+        limits = (_short(row[key], digits) for key, digits in (("must", 2), ("aim", 2), ("specialist", 3)))
+        table.add_row(name, _short(row["value"]), f"{_short(low, 2)} to {_short(high, 2)}", *limits, verdict)
     console = _console()
     console.print(table)
     played = [row["value"] for name, row in figures["tasks"].items() if name in PLANTS]
@@ -125,8 +127,8 @@ def print_results(figures: Mapping[str, Any]) -> None:
         console.print(f"{figures['tokens_per_second']:,.0f} tokens a second while training", highlight=False)
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+def _short(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.{digits}f}"
 
 
 def _console() -> Any:
