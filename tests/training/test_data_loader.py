@@ -283,3 +283,28 @@ def test_an_abandoned_iterator_leaves_no_thread(data: Path) -> None:
     steps.close()
     time.sleep(0.05)
     assert not any(t.name == "loader" for t in threading.enumerate())
+
+
+def test_a_loaded_document_is_the_encoded_document(data: Path) -> None:
+    """What is trained on is, token for token and position for position, what inference encodes."""
+    from weft.tokenizers.manifest import load_document
+    from weft.training.data.assemble import Assembler
+
+    lines = {row["id"]: row for row in map(json.loads, (data / "raw" / "manifest.jsonl").read_text().splitlines())}
+    with loader(data, CONFIG, plan=PRESETS["instruct"]) as load:
+        assembler: Assembler = load.assembler
+        assembler.config = LoaderConfig(length=10_000, max_tokens=10_000)
+        seen = 0
+        for draw in range(60):
+            if load.mixture.at(draw)[0] != 0:
+                continue
+            _, source, numbers = load._choose(draw)
+            for stream in assembler.draw(draw, source, numbers):
+                row = lines[stream.id]
+                if any(piece.get("role", "either") == "either" for piece in row["segments"]):
+                    row = {**row, "segments": [{"role": "observed", **piece} for piece in row["segments"]]}
+                plain = load.tokenizer.encode(load_document(row, data / "raw"), plan=PRESETS["instruct"])
+                for name in ("ids", "position", "time", "channel", "modality", "two_way", "landmark", "output_slice", "weight"):
+                    np.testing.assert_array_equal(getattr(stream, name), getattr(plain, name), err_msg=f"{stream.id} {name}")
+                seen += 1
+        assert seen > 10

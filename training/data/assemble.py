@@ -108,13 +108,14 @@ class Assembler:
 
     def _build(self, draw: int, source: int, number: int, ready: Ready, items: Sequence[Prepared]) -> Stream:
         builder = self.tokenizer.builder()
+        opened = builder.open()  # first: the builder hands out positions in the order in which it is asked
         try:
             body = builder.add(items, self.plan, None)
         except ValueError as error:
             name = self.datasets[source].name(number)
             self.quarantine.add(self.sources[source].name, name, draw, str(error))
             raise BadSample(f"{name}: {error}") from error
-        stream = join([builder.open(), *([body] if body is not None else []), builder.close()])
+        stream = join([opened, *([body] if body is not None else []), builder.close()])
         return replace(stream, pair=ready.pair, id=ready.id)
 
     def _roles(self, items: Sequence[Prepared], draw: int, member: int) -> list[Prepared]:
