@@ -1,14 +1,16 @@
 """The main job: world, shards, tokenizers, ONE model, specialists, evaluation, report; each stage once, resumable.
 
-In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json results.json report.html
-report.json`. A stage that finished leaves `.stages/NAME.json` (seconds, and what it was called with) and is skipped by the
-next call; training itself goes on from its last checkpoint.
+In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json report.html
+report.json`. A stage that finished leaves `.stages/NAME.json` (its seconds) and is skipped by the next call; training itself goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +20,7 @@ from typing import Any
 from weft.benchmarks.world import recipe
 from weft.benchmarks.world.build import build_world
 from weft.benchmarks.world.evaluate import Result, evaluate
-from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers
+from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers, one_thread
 from weft.benchmarks.world.specialists import score_specialists
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.training.data.prepare import prepare
@@ -110,6 +112,9 @@ def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress
     stages.run("training", lambda: train_model(root, config, say))
     stages.run("specialists", lambda: specialise(root))
     results: dict[str, Result] = {}
+    done = root / "report.json"
+    if done.exists() and (root / ".stages" / "evaluation.json").exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
     stages.run("evaluation", lambda: results.update(examine(root, config, say)))
     if not results:  # an earlier call evaluated, but did not live to report
         results = examine(root, config, say)
@@ -141,21 +146,63 @@ def tokenize(world: Path, root: Path, config: Quickstart, say: Progress) -> None
 
 
 def train_model(root: Path, config: Quickstart, say: Progress) -> None:
-    """One model on all of it."""
-    from weft.training.train import train
+    """One model on all of it: on a GPU in this process, on a CPU in one single-threaded process per core.
 
+    Small matrices gain little from a second thread, and every operation waits for the slower one; two processes that exchange
+    gradients once a step do not wait.
+    """
     run = recipe.run_config(root, StreamTokenizer.load(root / "tokenizer"), seed=config.seed, sizes=config.sizes)
-    run = replace(run, engine=replace(run.engine, device=config.device))
-    if config.max_steps:
-        run = replace(run, max_steps=config.max_steps, max_seconds=None)
-    else:
-        run = replace(run, max_seconds=config.minutes * 60)
+    ranks = recipe.ranks(config.device)
+    steps, budget = config.max_steps, None if config.max_steps else config.minutes * 60
+    run = replace(
+        run,
+        max_steps=steps,
+        max_seconds=budget,
+        data=replace(run.data, micro_batches=ranks),
+        engine=replace(run.engine, device=config.device, threads=1 if ranks > 1 else None),
+    )
+    path = root / "run.yaml"
+    path.write_text(run.to_yaml(), encoding="utf-8")
+    if ranks == 1:
+        from weft.training.train import train
 
-    def callback(moment: Any) -> None:
-        if moment.total:
-            say("training", (moment.step + 1) / moment.total, f"loss {moment.metrics['loss']:.3f}")
+        train(run, callbacks=[lambda moment: watch(Path(run.folder), say)])
+        return
+    launch(path, ranks, lambda: watch(Path(run.folder), say), root / "training.log")
 
-    train(run, callbacks=[callback])
+
+def launch(path: Path, ranks: int, tick: Callable[[], None], log: Path) -> None:
+    """Run a training file on `ranks` processes of this machine. Raises `QuickstartError` with the end of the log."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as out:
+        work = subprocess.Popen(
+            [*command, "-m", "weft.training.train", str(path)], stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while work.poll() is None:
+                tick()
+                time.sleep(1)
+        except BaseException:
+            work.terminate()  # every rank saves a checkpoint and exits
+            work.wait(60)
+            raise
+    if work.returncode:
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise QuickstartError(f"training stopped with status {work.returncode}; the end of {log}:\n{end}")
+
+
+def watch(run: Path, say: Progress) -> None:
+    """Report how far a run is, from what it writes."""
+    try:
+        total = json.loads((run / "horizon.json").read_text())["decisions"][-1][1]
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            rows = [json.loads(row) for row in file.read().split(b"\n")[1:-1]]
+        row = [row for row in rows if "loss" in row][-1]
+    except (OSError, ValueError, LookupError):
+        return
+    say("training", min(1.0, (row["step"] + 1) / total), f"step {row['step'] + 1} of {total}, loss {row['loss']:.3f}")
 
 
 def specialise(root: Path) -> None:
@@ -168,4 +215,5 @@ def examine(root: Path, config: Quickstart, say: Progress) -> dict[str, Result]:
     from weft.inference.load import load
 
     model = load(root / "run", device=config.device)
-    return evaluate(root / "world", model, limit=config.limit, progress=lambda s, f: say("evaluation", f, s))
+    with one_thread():
+        return evaluate(root / "world", model, limit=config.limit, progress=lambda s, f: say("evaluation", f, s))

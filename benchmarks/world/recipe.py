@@ -37,6 +37,27 @@ def sources(world: Path) -> list[str]:
     return [name for name, about in known.items() if about["documents"]["train"]]
 
 
+def fast_bf16() -> bool:
+    """Whether bfloat16 matmuls run in hardware here: a GPU, or a CPU with AVX-512 BF16 or AMX. Elsewhere they are emulated."""
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, flag, bool)() for flag in flags)
+
+
+def ranks(device: str) -> int:
+    """Training processes: one on a GPU, else one per core, at most 8."""
+    import os
+
+    import torch
+
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return 1
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
 def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: dict[str, Any] | None = None) -> RunConfig:
     """The quickstart's run in `root`."""
     known = json.loads((root / "world" / "world.json").read_text(encoding="utf-8"))["sources"]
@@ -51,9 +72,9 @@ def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: 
         model=ModelSection(preset="tiny", sizes={**SIZES, **(sizes or {})}),
         data=DataSection(sources=data, tokenizer=root / "tokenizer", plan="instruct", batch_tokens=BATCH_TOKENS, length=512),
         loss=LossConfig(mean_over="tokens", contrastive=0.2),
-        optimizer=OptimizerConfig(lr=1.5e-3, weight_decay=0.05),
+        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05),
         schedule=ScheduleConfig(kind="wsd", warmup_steps=50, decay_share=0.6, floor=0.02),
-        engine=EngineConfig(kind="local", precision="bf16"),
+        engine=EngineConfig(kind="local", precision="bf16" if fast_bf16() else "fp32"),
         checkpoint=CheckpointSection(every=250, keep_last=2),
         tracking=TrackingSection(trackers=(), panel="none"),
     )
