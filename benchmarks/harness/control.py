@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from weft.benchmarks.harness.media_files import write_png
 from weft.benchmarks.harness.metrics import normalised_return
+from weft.benchmarks.harness.questions import SLOT, words
 from weft.benchmarks.harness.record_file import RecordFile
 from weft.benchmarks.harness.samples import Sample
 from weft.benchmarks.harness.task import Task, TaskError
@@ -74,9 +76,14 @@ def returns_scale(task: Task, root: Path) -> dict[str, float] | None:
         value = json.loads((root / name).read_text(encoding="utf-8"))
         for step in path.split("/"):
             value = value[step]
-        return {"random": float(value["random"]), "expert": float(value["expert"])}
+        return {name: float(_mean(value[name])) for name in ("random", "expert")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TaskError(f"control.scale {control.scale!r} does not lead to random and expert returns ({error!r})") from None
+
+
+def _mean(value: Any) -> Any:
+    """A number, or the mean of an object with mean and spread (JAT's table of scores)."""
+    return value["mean"] if isinstance(value, dict) else value
 
 
 def play(
@@ -100,7 +107,9 @@ def play(
         raise TaskError(f"task {task.name!r} normalises returns; give control.random and control.expert, or control.scale")
     player = _Player(model, task, _demonstrations(task, pool, shots, seed), shots)
     open_seeds = [s for s in seeds if not file.has(str(s), task.digest())]
-    size = 1 if task.pick == "similar" and shots else batch
+    # What is said or shown at the start depends on the episode: then each is played alone.
+    own = (task.pick == "similar" and shots) or SLOT.search(control.instruction or "")
+    size = 1 if own else batch
     for part in _runs(open_seeds, size):
         found = player.episodes(part)
         for record in found:
@@ -162,7 +171,7 @@ class _Player:
         try:
             played = self.model.rollout(
                 lambda: make_env(self.task),
-                self.spec,
+                self._instructed(seeds[0]),
                 len(seeds),
                 demonstrations=self._chosen(seeds[0]),
                 max_steps=self.control.max_steps,
@@ -177,15 +186,24 @@ class _Player:
             return [{"key": str(seeds[0]), "failed": f"{type(error).__name__}: {error}".splitlines()[0]}]
         return [self._record(seed, episode) for seed, episode in zip(seeds, played.episodes, strict=True)]
 
+    def _instructed(self, seed: int) -> EpisodeSpec:
+        """The spec with `{mission}` in the instruction replaced by that entry of the episode's first observation."""
+        if not SLOT.search(self.control.instruction or ""):
+            return self.spec
+        return replace(self.spec, instruction=words(self.control.instruction or "", self._first(seed)))
+
+    def _first(self, seed: int) -> Any:
+        env = make_env(self.task)
+        try:
+            return env.reset(seed=seed)[0]
+        finally:
+            env.close()
+
     def _chosen(self, seed: int) -> list[list[Segment]]:
         """Demonstrations for an episode: those whose first observation is nearest to its own, the nearest last."""
         if self.vectors is None:
             return self.shown
-        env = make_env(self.task)
-        try:
-            seen = env.reset(seed=seed)[0]
-        finally:
-            env.close()
+        seen = self._first(seed)
         first = self.spec.observe(seen) if self.spec.observe else seen
         if not isinstance(first, Segment):
             first = Sensor(np.asarray(first, np.float64).reshape(1, -1), rate_hz=self.control.rate_hz, kind=self.control.kind)

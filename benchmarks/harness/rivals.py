@@ -97,7 +97,7 @@ class TransformersModel:
         model: Any = kind.from_pretrained(name, use_safetensors=True)
         self.model = model.to(self.device).eval()
         processor: Any = transformers.AutoProcessor
-        self.processor: Any = processor.from_pretrained(name) if self.sees else None
+        self.processor: Any = processor.from_pretrained(name) if self.sees else processor
         tokenizer: Any = transformers.AutoTokenizer
         self.tokenizer: Any = self.processor.tokenizer if self.sees else tokenizer.from_pretrained(name)
         self.digest = _digest(Path(name)) if Path(name).is_dir() else name

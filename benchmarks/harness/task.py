@@ -78,6 +78,7 @@ class Control:
     """Sensor kind of the observations."""
     rate_hz: float
     instruction: str | None = None
+    """Said before the episode; `{mission}` stands for that entry of its first observation."""
     observe: str = "state"
     """`state`: numbers. `pixels`: the rendered frame. `key:NAME`: an entry of a dict. `pixels:NAME`: an entry as a picture."""
     episodes: int = 50
