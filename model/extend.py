@@ -16,23 +16,36 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weft.model.block import Block, RMSNorm
 from weft.model.cache import FOREVER, CacheError, Change, KeyStore, StreamCache, landmark_deaths
+from weft.model.config import ModelConfig
+from weft.model.embedding import Embedding
 from weft.model.rows import pad_rows
-
-if TYPE_CHECKING:
-    from weft.model.transformer import Transformer
 
 QUERIES = 256
 """Queries per mask: bounds its memory at QUERIES * keys."""
 STACKED = 1 << 17
 """Numbers per document up to which its live slots are copied beside others' to save calls (not measured finely)."""
+
+
+class Trunk(Protocol):
+    """What is asked of a model: `Transformer` is one."""
+
+    config: ModelConfig
+    embedding: Embedding
+    norm: RMSNorm
+
+    @property
+    def layers(self) -> list[Block]: ...
+
+    def rotary(self, position: Tensor) -> Any: ...
 
 
 @dataclass
@@ -54,7 +67,7 @@ class Plan:
 
 
 @torch.no_grad()
-def extend(model: Transformer, new: Any, caches: Sequence[StreamCache], lengths: Sequence[int]) -> Tensor:
+def extend(model: Trunk, new: Any, caches: Sequence[StreamCache], lengths: Sequence[int]) -> Tensor:
     """Append `lengths[s]` tokens to `caches[s]`; tokens of `new` lie side by side in that order.
 
     `new` has a batch's tensor names (`document` is not read). Positions are absolute in the document. A two-way block must lie

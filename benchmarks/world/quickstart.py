@@ -1,7 +1,8 @@
 """The main job: world, shards, tokenizers, ONE model, specialists, evaluation, report; each stage once, resumable.
 
-In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json report.html
-report.json`. A stage that finished leaves `.stages/NAME.json` (its seconds) and is skipped by the next call; training itself goes on from its last checkpoint.
+In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json report.html report.json`.
+A stage that finished leaves `.stages/NAME.json` (its seconds) and is skipped by the next call; training itself goes on from its
+last checkpoint.
 """
 
 from __future__ import annotations
