@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from weft.inference.files import picture
 from weft.tokenizers.segment import Action, Audio, Image, Segment, Sensor, Text, Video
 
-if TYPE_CHECKING:
-    from weft.inference.explain import Explanation, Part
+Explanation = Any
+"""`explain.Explanation`; it draws itself with this page, so the page must not import it."""
+Part = Any
+"""`explain.Part`."""
 
 COLOR = {
     "text": "#4c78a8",
