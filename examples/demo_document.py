@@ -44,7 +44,7 @@ def draw(angle: float) -> Any:
 
     frame = Image.new("RGB", (SIDE, SIDE), (16, 20, 28))
     pen = ImageDraw.Draw(frame)
-    top, length = (SIDE / 2, SIDE / 6), SIDE * 0.6
+    top, length = (SIDE / 2, SIDE / 4), SIDE * 0.38
     end = (top[0] + length * np.sin(angle), top[1] + length * np.cos(angle))
     pen.line([top, end], fill=(200, 205, 215), width=2)
     pen.ellipse([end[0] - 5, end[1] - 5, end[0] + 5, end[1] + 5], fill=(235, 130, 40))

@@ -233,11 +233,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def photo_mean(folder: Path) -> float:
+    """Mean of the photo's pixels, 0 to 255."""
+    from PIL import Image
+
+    with Image.open(folder / "photo.png") as found:
+        return float(np.asarray(found).mean())
+
+
 def test_inspect_shows_every_modality_of_the_demo(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weft_(f"inspect {demo}/demo.json --out {demo}/page.html --chunk-s 0.25 --steps 3")
     out = capsys.readouterr().out
     for modality, of in {"text": 2, "image": 1, "video": 1, "audio": 1, "sensor": 2, "action": 1}.items():
         assert re.search(rf"^  {modality} +\d+ tokens +[\d.]+% +{of} segments", out, re.M), modality
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (demo / "page.html").read_text(), re.S)[1])  # type: ignore[index]
+    at = [i for i, slot in enumerate(data["tokens"]["colour"]) if slot and slot.startswith("#")][: 14 * 20]
+    shown = np.array([[int(data["tokens"]["colour"][i][k : k + 2], 16) for k in (1, 3, 5)] for i in at])
+    assert np.ptp(shown, axis=0).min() > 30 and abs(shown.mean() - photo_mean(demo)) < 4, "cells have their patch's colour"
     assert "2.99 s on the clock" in out and (demo / "page.html").stat().st_size > 50_000
 
 

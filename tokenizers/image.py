@@ -70,6 +70,11 @@ def standardise(pixels: np.ndarray) -> np.ndarray:
     return np.asarray((pixels - 0.5) * 4, np.float32)
 
 
+def unstandardise(features: np.ndarray) -> np.ndarray:
+    """Features back to pixels in [0, 1]."""
+    return np.asarray(features / 4 + 0.5, np.float32)
+
+
 def raster(h: int, w: int) -> np.ndarray:
     """int32 [h*w 2]: row and column of each patch."""
     return np.stack(np.divmod(np.arange(h * w, dtype=np.int32), np.int32(max(w, 1))), axis=1).astype(np.int32)

@@ -15,6 +15,7 @@ import numpy as np
 
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.grammar import Piece, parse
+from weft.tokenizers.image import unstandardise
 from weft.tokenizers.layout import grouped
 from weft.tokenizers.preview import preview
 from weft.tokenizers.segment import Document
@@ -181,6 +182,8 @@ def _cell_colours(stream: Stream, tokenizer: StreamTokenizer) -> list[str | None
         if tokenizer.entries[name].place == "grid":
             config = getattr(tokenizer.tokenizers[name], "config", None)
             channels = getattr(config, "channels", 1)
+            if name in ("image", "video"):
+                rows = unstandardise(rows)
             mean = np.clip(rows.reshape(len(rows), -1, channels).mean(axis=1), 0, 1)
             mean = np.rint(np.broadcast_to(mean if channels == 3 else mean[:, :1], (len(rows), 3)) * 255).astype(int)
             shades: Sequence[str] = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mean.tolist()]

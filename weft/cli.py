@@ -7,6 +7,7 @@ exits with 2; `--debug` shows the traceback; anything else is our bug and always
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -73,7 +74,17 @@ def explained(name: str, error: Exception) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `weft` script."""
+    """Entry point of the `weft` script. A reader that leaves early, such as `| head`, is no mistake."""
+    try:
+        command_line(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def command_line(argv: Sequence[str] | None) -> None:
+    """Do what the words say."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
@@ -88,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         status = run(argv)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         print(f"weft {argv[0]}: {explained(argv[0], error)}", file=sys.stderr)
         raise SystemExit(2) from None
