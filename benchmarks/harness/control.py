@@ -59,8 +59,9 @@ def observer(observe: str) -> Callable[[Any], Any] | None:
     if how == "pixels" and key:
         return lambda seen: Image(np.asarray(seen[key], np.uint8))
     if how == "key" and key:
-        return lambda seen: np.asarray(seen[key], np.float64).reshape(-1)
-    raise TaskError(f"control.observe is {observe!r}; use state, pixels, key:NAME or pixels:NAME")
+        names = key.split("+")
+        return lambda seen: np.concatenate([np.asarray(seen[name], np.float64).reshape(-1) for name in names])
+    raise TaskError(f"control.observe is {observe!r}; use state, pixels, key:NAME, key:NAME+NAME or pixels:NAME")
 
 
 def returns_scale(task: Task, root: Path) -> dict[str, float] | None:

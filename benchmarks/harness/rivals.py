@@ -86,7 +86,7 @@ class TransformersModel:
         try:
             import transformers
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("rivals named hf:... need transformers; pip install transformers") from None
+            raise ModuleNotFoundError("rivals named hf:... need transformers; pip install 'weft[bench]'") from None
         import torch
 
         self.joint = joint

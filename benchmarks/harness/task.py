@@ -80,7 +80,7 @@ class Control:
     instruction: str | None = None
     """Said before the episode; `{mission}` stands for that entry of its first observation."""
     observe: str = "state"
-    """`state`: numbers. `pixels`: the rendered frame. `key:NAME`: an entry of a dict. `pixels:NAME`: an entry as a picture."""
+    """`state`: numbers. `pixels`: the rendered frame. `key:A+B`: entries of a dict. `pixels:A`: an entry as a picture."""
     episodes: int = 50
     max_steps: int = 1000
     first_seed: int = 200_000

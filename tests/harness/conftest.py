@@ -52,6 +52,7 @@ def make_tokenizer() -> StreamTokenizer:
     mel = AudioConfig(sample_rate_hz=RATE_HZ, n_mels=8, hop=80, win=200, frames_per_token=2)
     audio, _ = AudioTokenizer.fit([Audio(sound(i, i % 2 == 1), rate_hz=RATE_HZ) for i in range(4)], mel, codec, fit)
     sensor = SensorTokenizer(SensorConfig(bins=32)).fit("cart", [np.random.default_rng(0).normal(size=(50, 4))], tuple("abcd"))
+    sensor = sensor.fit("arm", [np.random.default_rng(2).normal(size=(50, 10))], tuple("abcdefghij")) or sensor
     sensor = sensor.fit("wave", [np.random.default_rng(1).normal(size=(50, 1))], ("x",)) or sensor
     parts = {
         "text": text,
@@ -59,7 +60,7 @@ def make_tokenizer() -> StreamTokenizer:
         "video": VideoTokenizer(VideoConfig(patch=4, channels=1), image),
         "audio": audio,
         "sensor": sensor,
-        "action": ActionTokenizer(ActionConfig(discrete=5, bins=16)),
+        "action": ActionTokenizer(ActionConfig(discrete=7, bins=16)),
     }
     return StreamTokenizer.build(parts, None)
 
