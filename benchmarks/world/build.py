@@ -125,6 +125,12 @@ def _digits(root: Path, material: Material, write: bool) -> None:
         pictures = [
             (f"media/digits/{split}/{i:04d}.png", p, int(d)) for i, p, d in zip(there.index, there.pixels, there.labels)
         ]
+        material.scans[split] = len(pictures)
+        if split == "train":
+            for copy in range(COPIES):
+                for i in range(len(there)):
+                    path = f"media/digits/{split}/{there.index[i]:04d}-{copy}.png"
+                    pictures.append((path, digits.distort(there.pixels[i], draw), int(there.labels[i])))
         halves = []
         for path, pixels, digit in pictures:
             stem = path.replace("digits", "halves").removesuffix(".png")
@@ -132,12 +138,6 @@ def _digits(root: Path, material: Material, write: bool) -> None:
             if write:
                 _png(root / halves[-1][0], pixels[:4])
                 _png(root / halves[-1][1], pixels[4:])
-        material.scans[split] = len(pictures)
-        if split == "train":
-            for copy in range(COPIES):
-                for i in range(len(there)):
-                    path = f"media/digits/{split}/{there.index[i]:04d}-{copy}.png"
-                    pictures.append((path, digits.distort(there.pixels[i], draw), int(there.labels[i])))
         canvases = []
         for i in range(_size(CANVASES[split], material.scale)):
             rows = draw.integers(0, len(pictures), 2 + i % 3)

@@ -191,6 +191,13 @@ def _alone(modality: str) -> Builder:
     return build
 
 
+def _pairs(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
+    """Single segments of all three modalities in one source: what is drawn together is the same digit, often told otherwise."""
+    kinds = [_alone(modality)(m, split, -(-count // 3), draw) for modality in ("image", "speech", "text")]
+    for i in range(count):
+        yield next(kinds[i % 3])
+
+
 def _control(name: str) -> Builder:
     plant = PLANTS[name]
 
@@ -281,29 +288,30 @@ class Recipe:
 
 ALL = 1_000_000
 RECIPES: dict[str, Recipe] = {
-    "digit_image": Recipe(_digit_image, 5200, 100, 400, 8, 28),
-    "digits_image": Recipe(_digits_image, 1500, 40, 150, 3, 65),
-    "digit_speech": Recipe(_heard("digit", "digit"), 4000, 100, 500, 8, 21),
-    "digits_speech": Recipe(_heard("string", "digits"), 3000, 50, 200, 12, 39),
+    "digit_image": Recipe(_digit_image, 5200, 100, 400, 9, 28),
+    "digits_image": Recipe(_digits_image, 1500, 40, 150, 2, 65),
+    "digit_speech": Recipe(_heard("digit", "digit"), 4000, 100, 500, 7, 21),
+    "digits_speech": Recipe(_heard("string", "digits"), 3000, 50, 200, 14, 39),
     "phrase_speech": Recipe(_heard("phrase", "words"), 400, 20, 60, 1, 25),
-    "video": Recipe(_video, 2400, 40, 240, 15, 66),
+    "video": Recipe(_video, 2400, 40, 240, 12, 66),
     "sum": Recipe(_sum, 3000, 50, 200, 9, 49),
     "arithmetic": Recipe(_arithmetic, 400, 0, 0, 1, 22),
-    "draw": Recipe(_draw, 2600, 50, 200, 7, 28),
-    "half": Recipe(_half, 1300, 50, 400, 4, 26),
-    "say": Recipe(_say, 640, 0, 100, 5, 19),
-    "pair_image": Recipe(_alone("image"), 1300, 50, 200, 1.4, 22),
-    "pair_speech": Recipe(_alone("speech"), 1500, 50, 200, 1.2, 16),
-    "pair_text": Recipe(_alone("text"), 100, 10, 10, 0.4, 4),
-    "cartpole": Recipe(_control("CartPole-v1"), 3000, 50, 0, 2, 17),
-    "pendulum": Recipe(_control("Pendulum-v1"), 10000, 50, 0, 6, 16),
-    "mountain_car": Recipe(_control("MountainCarContinuous-v0"), 3000, 50, 0, 2, 14),
-    "acrobot": Recipe(_control("Acrobot-v1"), 3000, 50, 0, 2, 20),
-    "motor_forecast": Recipe(_forecast, 3000, 50, 200, 4, 40),
-    "motor_fault": Recipe(_fault, 2000, 50, 200, 4, 95),
-    "redundant": Recipe(_redundant, 3000, 50, 200, 4, 31),
+    "draw": Recipe(_draw, 2600, 50, 200, 5, 28),
+    "half": Recipe(_half, 5200, 50, 400, 9, 26),
+    "say": Recipe(_say, 640, 0, 100, 3, 19),
+    "pairs": Recipe(_pairs, 3900, 0, 0, 6, 28),
+    "pair_image": Recipe(_alone("image"), 0, 50, 200, 0, 22),
+    "pair_speech": Recipe(_alone("speech"), 0, 50, 200, 0, 16),
+    "pair_text": Recipe(_alone("text"), 0, 10, 10, 0, 4),
+    "cartpole": Recipe(_control("CartPole-v1"), 3000, 50, 0, 1.5, 17),
+    "pendulum": Recipe(_control("Pendulum-v1"), 10000, 50, 0, 5, 16),
+    "mountain_car": Recipe(_control("MountainCarContinuous-v0"), 3000, 50, 0, 1.5, 14),
+    "acrobot": Recipe(_control("Acrobot-v1"), 3000, 50, 0, 1.5, 20),
+    "motor_forecast": Recipe(_forecast, 3000, 50, 200, 2.5, 40),
+    "motor_fault": Recipe(_fault, 2000, 50, 200, 9, 95),
+    "redundant": Recipe(_redundant, 3000, 50, 200, 3, 31),
     "caption": Recipe(_caption, 1200, 30, 0, 1, 37),
-    "prose": Recipe(_prose, ALL, ALL, ALL, 7, 115),
+    "prose": Recipe(_prose, ALL, ALL, ALL, 5, 115),
 }
 
 

@@ -29,7 +29,7 @@ from weft.tokenizers.segment import Document, Image, Segment, Sensor
 BATCH = 64
 FORECAST_SAMPLES = 16
 SPEECH_TEMPERATURE = 0.5
-IMAGE_TEMPERATURE = 0.8
+IMAGE_TEMPERATURE = 0.5
 SHOWN = 12
 """Samples kept per task for the report."""
 
@@ -137,7 +137,7 @@ def rests(exam: Exam, task: Task) -> Result:
     truth = [np.asarray(exam.model.tokenizer.tokenizers["image"].pixels(a)) for a in exam.answers(rows)]
     made = []
     for part in chunks(exam.prompts(rows)):
-        replies = exam.model.generate(list(part), "image", grid=(2, 4), seed=0)
+        replies = exam.model.generate(list(part), "image", grid=(2, 4), temperature=IMAGE_TEMPERATURE, seed=0)
         made += [np.asarray(reply.image.pixels) for reply in replies]
     whole = [np.concatenate([top, bottom]) for top, bottom in zip(tops, made)]
     result = judged(exam, task, rows, whole, [exam.judges.judge_digit(picture) for picture in whole])

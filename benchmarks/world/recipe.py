@@ -71,7 +71,7 @@ def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: 
         max_seconds=660,
         model=ModelSection(preset="tiny", sizes={**SIZES, **(sizes or {})}),
         data=DataSection(sources=data, tokenizer=root / "tokenizer", plan="instruct", batch_tokens=BATCH_TOKENS, length=512),
-        loss=LossConfig(mean_over="tokens", contrastive=0.2),
+        loss=LossConfig(mean_over="tokens", contrastive=0.3),
         optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05),
         schedule=ScheduleConfig(kind="wsd", warmup_steps=50, decay_share=0.6, floor=0.02),
         engine=EngineConfig(kind="local", precision="bf16" if fast_bf16() else "fp32"),

@@ -75,7 +75,7 @@ def test_every_answer_is_a_target_after_an_observed_prompt(world: Path) -> None:
     for line in manifests(world, "train") + manifests(world, "test"):
         roles = [segment["role"] for segment in line["segments"]]
         assert set(roles) <= {"observed", "target"}
-        if line["source"].startswith("pair_"):
+        if line["source"].startswith("pair"):
             assert line["pair"] == f"digit-{line['metadata']['label']}" and roles == ["observed"]
         elif line["source"] != "prose" and not (line["source"] == "say" and line["split"] == "test"):
             assert roles[0] == "observed" and roles[-1] == "target"
