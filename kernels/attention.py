@@ -27,10 +27,11 @@ from weft.kernels.layout import StreamLayout
 BACKENDS = {
     "flex": "weft.kernels.flex",
     "xformers": "weft.kernels.xformers_backend",
+    "triton": "weft.kernels.triton_attention",
     "sdpa": "weft.kernels.sdpa",
     "reference": "weft.kernels.reference",
 }
-ORDER = {"cpu": ("sdpa", "reference"), "cuda": ("flex", "xformers", "sdpa", "reference")}
+ORDER = {"cpu": ("sdpa", "reference"), "cuda": ("flex", "xformers", "triton", "sdpa", "reference")}
 VARIABLE = "WEFT_ATTENTION"
 
 _log = logging.getLogger(__name__)

@@ -33,12 +33,14 @@ def sliced_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     keep_bytes: int = KEEP_BYTES,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(loss [N], log^2 Z [N]) in float32 (float64 for float64 input), both with gradients.
 
     hidden [N D], weight [V D], target [N] ids in the whole vocabulary, slice_index [N] numbers into `slices`, slices
     ((first id, one past the last id), ...). label_smoothing: this share of the target's mass is spread over its slice.
     z_loss: this factor times log^2 Z is added to the loss (Z: the softmax's denominator; PaLM, section 5).
+    backend: "torch", "triton", or "auto", which is triton for tensors on a GPU that it supports.
 
     Raises ValueError for a target outside its slice (checked on a CPU), a slice outside the matrix, or shapes that do not fit.
     """
@@ -48,10 +50,27 @@ def sliced_cross_entropy(
         lower = torch.get_autocast_dtype(kind)
         hidden, weight = (x.to(lower) if x.dtype == torch.float32 else x for x in (hidden, weight))
     with torch.autocast(kind, enabled=False):
+        if _by_triton(hidden, weight, backend):
+            from weft.kernels.triton_sliced_loss import run
+
+            return run(hidden, weight, target, slice_index, slices, label_smoothing, z_loss)
         keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         return _SlicedLoss.apply(
             hidden, weight, target, slice_index, tuple(slices), label_smoothing, z_loss, keep_bytes if keep else 0
         )
+
+
+def _by_triton(hidden: Tensor, weight: Tensor, backend: str) -> bool:
+    if backend not in ("auto", "torch", "triton"):
+        raise ValueError(f"sliced loss backend {backend!r} is unknown; choose one of auto, torch, triton")
+    if backend == "torch" or (backend == "auto" and hidden.device.type != "cuda"):
+        return False
+    from weft.kernels.triton_sliced_loss import supports
+
+    reason = supports(hidden, weight)
+    if reason and backend == "triton":
+        raise ValueError(f"sliced loss backend 'triton' was asked for but {reason}; use backend='auto'")
+    return reason is None
 
 
 @dataclass(frozen=True)
