@@ -24,7 +24,8 @@ test: $(VENV)/test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p weft
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/world/test_quickstart.py
+	$(BIN)/python -m pytest tests/world/test_quickstart.py
 
 test-long: $(VENV)/test-ready
 	$(BIN)/python -m pytest -m slow --timeout 3600

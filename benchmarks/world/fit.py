@@ -56,8 +56,8 @@ class WorldTokens:
 
 def segments(world: Path, modality: str) -> Iterator[dict[str, Any]]:
     """Every training segment of one modality, as manifest pieces."""
-    for source in RECIPES:
-        for line in lines(world, source, "train"):
+    for source, recipe in RECIPES.items():
+        for line in lines(world, source, "train") if recipe.train else ():
             yield from (piece for piece in line["segments"] if modality in piece)
 
 
