@@ -8,6 +8,9 @@ are what a policy may know; the return never enters a prompt.
 from __future__ import annotations
 
 import json
+import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +39,9 @@ def make_env(task: Task, render: bool = False) -> Any:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("control tasks need gymnasium; pip install 'weft[control]'") from None
     assert task.control is not None and task.data.environment is not None
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):  # both are read when a renderer is first imported
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("MUJOCO_GL", "egl")
     pixels = task.control.observe == "pixels"
     options = {**({"render_mode": "rgb_array"} if pixels or render else {}), **task.data.make}
     try:
@@ -222,10 +228,6 @@ class _Player:
 
 def strip(task: Task, record: Record, path: Path) -> str | None:
     """Replay an episode's actions and write FRAMES pictures side by side; None where the environment cannot be drawn."""
-    import logging
-    import os
-
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     actions = record.get("actions")
     if not actions:
         return None
