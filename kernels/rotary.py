@@ -9,6 +9,7 @@ The axes are spread evenly over the pairs: each axis has slow and fast ones, and
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from weft.kernels.elementwise import rms_norm
@@ -29,7 +30,9 @@ def axis_of_pair(split: tuple[int, int, int]) -> list[int]:
     return [axis for _, axis in sorted(places)]
 
 
-def rope_table(position: Tensor, head_width: int, theta: float = 10_000.0, split: tuple[int, int, int] | None = None) -> Rotary:
+def rope_table(
+    position: Integer[Tensor, ...], head_width: int, theta: float = 10_000.0, split: tuple[int, int, int] | None = None
+) -> Rotary:
     """cos and sin [T K/2], once per batch for all layers. position [T 3] int; split: pairs per axis, summing to head_width / 2.
 
     Angles are made in float64: a clock position of 10^6 in float32 would be off by 0.06 rad.
@@ -45,7 +48,7 @@ def rope_table(position: Tensor, head_width: int, theta: float = 10_000.0, split
     return angle.cos().float(), angle.sin().float()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T K//2"], sin: Float[Tensor, "T K//2"]) -> Float[Tensor, "T H K"]:
     """Turn the pairs of x [T H K]. Position zero leaves x unchanged; lengths never change."""
     cos, sin = (y[:, None].to(x.dtype) for y in (cos, sin))
     first, second = x.chunk(2, dim=-1)
@@ -53,7 +56,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def qk_norm_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6
-) -> tuple[Tensor, Tensor]:
+    q: Float[Tensor, "T H K"],
+    k: Float[Tensor, "T G K"],
+    q_weight: Float[Tensor, K],
+    k_weight: Float[Tensor, K],
+    cos: Float[Tensor, "T K//2"],
+    sin: Float[Tensor, "T K//2"],
+    eps: float = 1e-6,
+) -> tuple[Float[Tensor, "T H K"], Float[Tensor, "T G K"]]:
     """RMSNorm over the head width, then rotation. q [T H K], k [T G K], weights [K] (Dehghani et al. 2023 for QK-norm)."""
     return rotate(rms_norm(q, q_weight, eps), cos, sin), rotate(rms_norm(k, k_weight, eps), cos, sin)

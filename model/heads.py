@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from weft.model.rows import stable_linear
@@ -22,12 +23,12 @@ class EmbedHead(nn.Module):
         self.proj = nn.Linear(width, embed_width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Float[Tensor, "P D"]) -> Float[Tensor, "P embed_width"]:
         """[P D] -> [P embed_width], each row of length one, in float32 or wider."""
         x = stable_linear(hidden, self.proj.weight)
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Float[Tensor, ""]:
         """1 / temperature, at most 100 (CLIP's clip against instability)."""
         return self.log_scale.exp().clamp(max=100.0)

@@ -7,6 +7,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+SHAPED = ["weft.model.heads"]
+"""Modules whose signatures are held to their shapes in tests; not those inside a block, whose compilation is tested too."""
+install_import_hook(SHAPED, "beartype.beartype")
 
 torch.set_num_threads(1)
 
