@@ -35,3 +35,12 @@ lint: $(VENV)/test-ready
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# lmms-eval pins versions that conflict with ours, so it gets an environment of its own.
+LMMS := .venv-lmms
+.PHONY: lmms-eval
+lmms-eval:
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install -q --upgrade pip 'setuptools>=77.0.3' wheel
+	$(LMMS)/bin/python -m pip install -q -e '.[world]' 'lmms-eval==0.7.3' jiwer sacrebleu rouge-score scikit-image pytest pytest-timeout
+	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest tests/harness/test_lmms_eval.py
