@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, quickstart
 from weft.benchmarks.world.tasks import TASKS
 
