@@ -19,6 +19,7 @@ from weft.kernels.layout import StreamLayout
 from weft.kernels.triton_plan import TileSize, TileSizes, interval_plan
 
 WIDTHS = (16, 32, 64, 128)
+WIDEST_FLOAT32 = 64  # full-precision products without tensor cores: wider ones take minutes to compile
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -30,6 +31,8 @@ def supports(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, return_lse: 
         return f"does not compute in {q.dtype}"
     if q.shape[-1] not in WIDTHS:
         return f"needs a head width of {', '.join(map(str, WIDTHS))}, found {q.shape[-1]}"
+    if q.dtype == torch.float32 and q.shape[-1] > WIDEST_FLOAT32:
+        return f"computes float32 up to a head width of {WIDEST_FLOAT32}, found {q.shape[-1]}"
     if interpreted():
         return None
     if q.device.type != "cuda" or torch.version.cuda is None:
@@ -115,10 +118,11 @@ def _forward(
     born, _, dies, at = spans
     grid = (len(tables[0]) * heads,)
     if total:
-        forward[grid](
-            q, k, v, out, lse, born, dies, at, tables[0], scale, total, heads, heads // k.shape[1], *_strides(q, k, v),
-            **_options(q, sizes[:4]),
-        )  # fmt: skip
+        with torch.cuda.device_of(q):  # Triton launches on the current device
+            forward[grid](
+                q, k, v, out, lse, born, dies, at, tables[0], scale, total, heads, heads // k.shape[1], *_strides(q, k, v),
+                **_options(q, sizes[:4]),
+            )  # fmt: skip
     return out, lse
 
 
@@ -145,15 +149,16 @@ def _backward(
         return results
     grad, share = grad.contiguous(), torch.empty_like(lse)
     born, near, dies, at = spans
-    programs.delta[(-(-total // 64), heads)](out, grad, share, total, heads, WIDTH=width, QUERIES=64)
-    common = (q, k, v, grad, lse, share)
-    tail = (scale, total, heads, heads // kv_heads, *_strides(q, k, v))
-    grid = (len(tables[1]) * heads,)
-    programs.query_grad[grid](*common, results[0], born, dies, at, tables[1], *tail, **_options(q, sizes[4:8]))
-    options = _options(q, sizes[8:])
-    for table, first, last, gather in ((tables[2], born, near, False), (tables[3], near, dies, True)):
-        grid = (len(table) * kv_heads,)
-        programs.key_grad[grid](*common, *results[1:], first, last, at, table, *tail, GATHER=gather, **options)
+    with torch.cuda.device_of(q):
+        programs.delta[(-(-total // 64), heads)](out, grad, share, total, heads, WIDTH=width, QUERIES=64)
+        common = (q, k, v, grad, lse, share)
+        tail = (scale, total, heads, heads // kv_heads, *_strides(q, k, v))
+        grid = (len(tables[1]) * heads,)
+        programs.query_grad[grid](*common, results[0], born, dies, at, tables[1], *tail, **_options(q, sizes[4:8]))
+        options = _options(q, sizes[8:])
+        for table, first, last, gather in ((tables[2], born, near, False), (tables[3], near, dies, True)):
+            grid = (len(table) * kv_heads,)
+            programs.key_grad[grid](*common, *results[1:], first, last, at, table, *tail, GATHER=gather, **options)
     return results
 
 

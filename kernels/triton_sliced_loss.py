@@ -84,7 +84,8 @@ def _forward(
     if tiles:
         tiles.sort(key=lambda tile: tile[2] - tile[3])  # the longest slices first
         table = torch.tensor(tiles, dtype=torch.int32).to(hidden.device, non_blocking=True)
-        loss_forward[(len(tiles),)](hidden, weight, target, order, table, log_z, picked, mean, hidden.shape[1], **sizes)
+        with torch.cuda.device_of(hidden):  # Triton launches on the current device
+            loss_forward[(len(tiles),)](hidden, weight, target, order, table, log_z, picked, mean, hidden.shape[1], **sizes)
     return log_z, picked, mean
 
 
@@ -115,9 +116,10 @@ def _backward(
             table = torch.tensor(tiles, dtype=torch.int32).to(hidden.device, non_blocking=True)
             signal = hidden.new_empty((end - begin, last - first))
             grid = (len(tiles), -(-(last - first) // sizes["IDS"]))
-            loss_signal[grid](
-                hidden, weight, target, order, table, log_z, *grads, signal, begin, last - first, hidden.shape[1], **sizes
-            )
+            with torch.cuda.device_of(hidden):
+                loss_signal[grid](
+                    hidden, weight, target, order, table, log_z, *grads, signal, begin, last - first, hidden.shape[1], **sizes
+                )
             tokens = order[begin:end]
             grad_hidden.index_copy_(0, tokens, signal @ weight[first:last].to(hidden.dtype))
             grad_weight[first:last] += signal.T @ hidden[tokens]

@@ -38,6 +38,8 @@ def test_without_a_gpu_it_says_so() -> None:
     q = torch.zeros(20, 2, 16)
     assert "needs an NVIDIA GPU, found cpu" in dict(why(q, q, q, layout))["triton"]
     assert "float64" in dict(why(q.double(), q.double(), q.double(), layout))["triton"]
+    wide = torch.zeros(20, 2, 128)
+    assert "float32 up to a head width of 64" in dict(why(wide, wide, wide, layout))["triton"]
     narrow = q[..., :8].contiguous()
     assert "head width" in dict(why(narrow, narrow, narrow, layout))["triton"]
 
