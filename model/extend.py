@@ -98,7 +98,7 @@ def extend(model: Trunk, new: Any, caches: Sequence[StreamCache], lengths: Seque
             mixed[at] = attend(store, cache.place[layer], q[at], new_kv[at], one)
         if singles:
             steps[is_full].attend(singles[0][0].place[layer], q, new_kv, mixed)
-        x = block.feed(x + block.attention.out(mixed.flatten(1)), total)
+        x = block.feed(x + block.attention.out(mixed.flatten(1).to(x.dtype)), total)
     for cache, at, local, full in plans:
         cache.local.commit(local.change)
         cache.full.commit(full.change)

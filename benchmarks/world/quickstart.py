@@ -45,6 +45,8 @@ class Quickstart:
     seed: int = 0
     max_steps: int | None = None
     """Train for so many steps instead of `minutes`."""
+    batch_tokens: int = recipe.BATCH_TOKENS
+    """Tokens of a step; a short run learns more from many small steps."""
     limit: int | None = None
     """Test documents per task; None = all."""
     device: str = "auto"
@@ -153,6 +155,7 @@ def train_model(root: Path, config: Quickstart, say: Progress) -> None:
     gradients once a step do not wait.
     """
     run = recipe.run_config(root, StreamTokenizer.load(root / "tokenizer"), seed=config.seed, sizes=config.sizes)
+    run = replace(run, data=replace(run.data, batch_tokens=config.batch_tokens))
     ranks = recipe.ranks(config.device)
     steps, budget = config.max_steps, None if config.max_steps else config.minutes * 60
     run = replace(

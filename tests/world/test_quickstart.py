@@ -1,4 +1,4 @@
-"""The main job in two minutes: a fraction of the world, the same code path, every task clearly above chance."""
+"""The main job in a few minutes: a fraction of the world, the same code path, every task clearly above chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, quickstart
 from weft.benchmarks.world.tasks import TASKS
 
-CONFIG = Quickstart(scale=0.3, minutes=1.5, limit=100)
+CONFIG = Quickstart(scale=0.3, max_steps=1000, batch_tokens=2048, limit=100)
 
 
 @pytest.fixture(scope="module")
