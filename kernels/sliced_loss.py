@@ -40,7 +40,7 @@ def sliced_cross_entropy(
     hidden [N D], weight [V D], target [N] ids in the whole vocabulary, slice_index [N] numbers into `slices`, slices
     ((first id, one past the last id), ...). label_smoothing: this share of the target's mass is spread over its slice.
     z_loss: this factor times log^2 Z is added to the loss (Z: the softmax's denominator; PaLM, section 5).
-    backend: "torch", "triton", or "auto", which is triton for tensors on a GPU that it supports.
+    backend: "torch", "triton", or "auto", which is torch until the Triton program has been run and timed on a GPU.
 
     Raises ValueError for a target outside its slice (checked on a CPU), a slice outside the matrix, or shapes that do not fit.
     """
@@ -63,14 +63,14 @@ def sliced_cross_entropy(
 def _by_triton(hidden: Tensor, weight: Tensor, backend: str) -> bool:
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f"sliced loss backend {backend!r} is unknown; choose one of auto, torch, triton")
-    if backend == "torch" or (backend == "auto" and hidden.device.type != "cuda"):
+    if backend != "triton":
         return False
     from weft.kernels.triton_sliced_loss import supports
 
     reason = supports(hidden, weight)
-    if reason and backend == "triton":
+    if reason:
         raise ValueError(f"sliced loss backend 'triton' was asked for but {reason}; use backend='auto'")
-    return reason is None
+    return True
 
 
 @dataclass(frozen=True)
