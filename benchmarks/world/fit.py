@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from weft.benchmarks.world.documents import QUESTIONS, RECIPES
 from weft.benchmarks.world.material import lines
+from weft.benchmarks.world.parallel import each
 from weft.tokenizers.action import ActionConfig, ActionTokenizer
 from weft.tokenizers.audio import AudioConfig, AudioTokenizer
 from weft.tokenizers.bundle import StreamTokenizer
@@ -93,6 +95,21 @@ def fit_sensors(world: Path, bins: int) -> SensorTokenizer:
     return tokenizer
 
 
+def fit_images(world: Path, config: WorldTokens) -> tuple[ImageTokenizer, CodecReport]:
+    """The codec of pictures."""
+    pictures = [Image(path) for path in some(paths(world, "image"), config.pictures)]
+    shape = ImageConfig(patch=config.image_patch, channels=1)
+    return ImageTokenizer.fit(pictures, shape, CodecConfig(levels=config.image_levels), CodecFit(steps=config.codec_steps))
+
+
+def fit_audio(world: Path, config: WorldTokens) -> tuple[AudioTokenizer, CodecReport]:
+    """The codec of sounds."""
+    sounds = [Audio(path) for path in some(paths(world, "audio"), config.sounds)]
+    shape = AudioConfig(config.sample_rate_hz, config.n_mels, config.hop, config.win, config.frames_per_token)
+    codec = CodecConfig(levels=config.audio_levels, decoder_width=96, encoder_width=192)
+    return AudioTokenizer.fit(sounds, shape, codec, CodecFit(steps=config.codec_steps))
+
+
 def fit_tokenizers(
     world: str | Path, config: WorldTokens | None = None, *, progress: Callable[[str, float], None] | None = None
 ) -> tuple[StreamTokenizer, dict[str, CodecReport]]:
@@ -113,22 +130,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+CODECS: dict[str, Callable[[Path, WorldTokens], Any]] = {"audio": fit_audio, "image": fit_images}
+"""The longest first."""
+
+
+def _codec(world: Path, config: WorldTokens, name: str) -> Any:
+    with one_thread():
+        return CODECS[name](world, config)
+
+
 def _fit(world: Path, config: WorldTokens, say: Callable[[str, float], None]) -> tuple[StreamTokenizer, dict[str, CodecReport]]:
     say("text", 0.0)
     text = fit_text(world, config.text_size)
-    say("image codec", 0.1)
-    fit = CodecFit(steps=config.codec_steps)
-    pictures = [Image(path) for path in some(paths(world, "image"), config.pictures)]
-    image, image_report = ImageTokenizer.fit(
-        pictures, ImageConfig(patch=config.image_patch, channels=1), CodecConfig(levels=config.image_levels), fit
+    say("codecs", 0.1)
+    made: list[Any] = each(
+        partial(_codec, world, config), list(CODECS), done=lambda n, name: say(f"{name} codec", 0.1 + 0.4 * n)
     )
-    say("audio codec", 0.4)
-    audio, audio_report = AudioTokenizer.fit(
-        [Audio(path) for path in some(paths(world, "audio"), config.sounds)],
-        AudioConfig(config.sample_rate_hz, config.n_mels, config.hop, config.win, config.frames_per_token),
-        CodecConfig(levels=config.audio_levels, decoder_width=96, encoder_width=192),
-        fit,
-    )
+    (audio, audio_report), (image, image_report) = made
     say("sensors", 0.9)
     choices = max(piece["space"].get("n") or 0 for piece in segments(world, "action"))
     tokenizer = StreamTokenizer.build(

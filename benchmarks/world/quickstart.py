@@ -15,16 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weft.benchmarks.world import recipe
 from weft.benchmarks.world.build import build_world
 from weft.benchmarks.world.evaluate import Result, evaluate
 from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers, one_thread
-from weft.benchmarks.world.specialists import score_specialists
+from weft.benchmarks.world.parallel import each
+from weft.benchmarks.world.specialists import SPECIALISTS, Score, score_specialists
+from weft.benchmarks.world.tasks import TASKS
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.training.data.prepare import prepare
+
+if TYPE_CHECKING:
+    from weft.inference.generalist import Generalist
 
 Progress = Callable[[str, float, str], None]
 """Called with the stage, the fraction of it that is done and a word about it."""
@@ -113,7 +119,7 @@ def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress
     stages.run("shards", lambda: shard(world, root / "shards", say))
     stages.run("tokenizers", lambda: tokenize(world, root, config, say))
     stages.run("training", lambda: train_model(root, config, say))
-    stages.run("specialists", lambda: specialise(root))
+    stages.run("specialists", lambda: specialise(root, say))
     results: dict[str, Result] = {}
     done = root / "report.json"
     if done.exists() and (root / ".stages" / "evaluation.json").exists():
@@ -129,12 +135,15 @@ def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress
 def shard(world: Path, out: Path, say: Progress) -> None:
     """Every source's training and validation documents as shards, by the same path as a user's data."""
     names = recipe.sources(world)
-    for i, name in enumerate(names):
-        say("shards", i / len(names), name)
-        manifest = world / f"{name}.jsonl"  # beside the media: a manifest may not name files outside its folder
-        parts = [world / f"{name}.{split}.jsonl" for split in ("train", "val")]
-        manifest.write_text("".join(part.read_text("utf-8") for part in parts if part.exists()), encoding="utf-8")
-        prepare(manifest, out / name)
+    each(partial(shard_source, world, out), names, done=lambda count, name: say("shards", count / len(names), name))
+
+
+def shard_source(world: Path, out: Path, name: str) -> None:
+    """One source."""
+    manifest = world / f"{name}.jsonl"  # beside the media: a manifest may not name files outside its folder
+    parts = [world / f"{name}.{split}.jsonl" for split in ("train", "val")]
+    manifest.write_text("".join(part.read_text("utf-8") for part in parts if part.exists()), encoding="utf-8")
+    prepare(manifest, out / name)
 
 
 def tokenize(world: Path, root: Path, config: Quickstart, say: Progress) -> None:
@@ -209,15 +218,44 @@ def watch(run: Path, say: Progress) -> None:
     say("training", min(1.0, (row["step"] + 1) / total), f"step {row['step'] + 1} of {total}, loss {row['loss']:.3f}")
 
 
-def specialise(root: Path) -> None:
+def specialise(root: Path, say: Progress) -> None:
     """Fit and score the specialists."""
-    write(root / "specialists.json", {name: asdict(score) for name, score in score_specialists(root / "world").items()})
+    names = list(SPECIALISTS)
+    found = each(
+        partial(score_specialist, root / "world"),
+        names,
+        done=lambda count, name: say("specialists", count / len(names), name),
+    )
+    write(root / "specialists.json", {name: asdict(score) for name, score in zip(names, found)})
+
+
+def score_specialist(world: Path, name: str) -> Score:
+    """One of them."""
+    return score_specialists(world, [name])[name]
 
 
 def examine(root: Path, config: Quickstart, say: Progress) -> dict[str, Result]:
-    """Evaluate the trained model."""
+    """Evaluate the trained model: the tasks side by side on a CPU's cores, one after the other on a GPU."""
+    names = sorted(TASKS, key=lambda name: TASKS[name].kind != "control")  # the longest first
+    found = each(
+        partial(answer, root, config),
+        names,
+        done=lambda count, name: say("evaluation", count / len(names), name),
+        processes=recipe.ranks(config.device),
+    )
+    made = dict(zip(names, found))
+    return {name: made[name] for name in TASKS}
+
+
+def answer(root: Path, config: Quickstart, name: str) -> Result:
+    """One task."""
+    with one_thread():
+        return evaluate(root / "world", trained(root, config.device), tasks=[name], limit=config.limit)[name]
+
+
+@lru_cache(maxsize=1)
+def trained(root: Path, device: str) -> Generalist:
+    """The model of a finished run."""
     from weft.inference.load import load
 
-    model = load(root / "run", device=config.device)
-    with one_thread():
-        return evaluate(root / "world", model, limit=config.limit, progress=lambda s, f: say("evaluation", f, s))
+    return load(root / "run", device=device)

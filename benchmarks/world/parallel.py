@@ -1,0 +1,64 @@
+"""The same work on many items, one process per core: stages whose parts do not depend on each other.
+
+In: a function of a module (children import it by name) and items. Out: what it returned, in the order of the items. On one
+core, or with one item, everything runs in this process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def cores() -> int:
+    """CPU cores that this process may use, at most 8."""
+    have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, have or 1))
+
+
+def each(
+    work: Callable[[Item], Made],
+    items: Sequence[Item],
+    *,
+    done: Callable[[int, Item], None] = lambda count, item: None,
+    processes: int | None = None,
+) -> list[Made]:
+    """work(item) for every item; `done(how many are finished, which one just was)` in this process.
+
+    Items start in their order, so put the longest first. The first error is raised here, and what has not begun is dropped.
+    """
+    count = min(processes or cores(), len(items))
+    if count <= 1:
+        return [_told(work(item), done, i + 1, item) for i, item in enumerate(items)]
+    context = multiprocessing.get_context("spawn")  # a forked child of a process with threads may hang
+    with ProcessPoolExecutor(count, context, initializer=_one_thread) as pool:
+        futures = {pool.submit(work, item): i for i, item in enumerate(items)}
+        try:
+            for finished, future in enumerate(as_completed(futures), 1):
+                future.result()
+                done(finished, items[futures[future]])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _told(made: Made, done: Callable[[int, Item], None], count: int, item: Item) -> Made:
+    done(count, item)
+    return made
+
+
+def _one_thread() -> None:
+    """Every process has a core; a second thread would take another's."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+__all__ = ["cores", "each"]
