@@ -208,6 +208,8 @@ def _path(value: Any, base: Path, outside: bool, where: str) -> Path:
     """A file or folder under `base`."""
     if not isinstance(value, str) or not value or "\x00" in value:
         raise ManifestError(f"{where} must name a file, got {value!r}")
+    if value == ".":
+        return base
     path = base / value
     if not outside:
         inside = base.resolve()

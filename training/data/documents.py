@@ -77,29 +77,29 @@ class Documents:
         if self.pool.workers:
             for source, number in wanted:
                 try:
-                    skeleton, sample = self._skeleton(source, number)
+                    skeleton, sample, _ = self._skeleton(source, number)
                     self._submit(skeleton, sample or None, source, number)
                 except (BadSample, ShardError):
                     pass  # `get` reports it
 
     def get(self, source: int, number: int) -> Ready:
         """One document. Raises `BadSample`; a modality without a tokenizer is the user's mistake and raises `StreamError`."""
-        skeleton, sample = self._skeleton(source, number)
+        skeleton, sample, document = self._skeleton(source, number)
         items = []
         for at, ((segment, start), key) in enumerate(zip(skeleton.items, skeleton.keys)):
             tokens = self.cache.get(key)
             if tokens is None:
                 sample = sample or self._read(source, number)
-                tokens = self._tokenise(skeleton, sample, at, key)
+                tokens = self._tokenise(skeleton, sample, at, key, document)
             entry = self.tokenizer.entries[segment.modality]
             items.append(Prepared(segment, entry, self._order[segment.modality], tokens, start, at))
         return Ready(skeleton.id, skeleton.pair, tuple(items))
 
-    def _skeleton(self, source: int, number: int) -> tuple[_Skeleton, Sample | None]:
-        """The parsed document, and the sample if it had to be read."""
+    def _skeleton(self, source: int, number: int) -> tuple[_Skeleton, Sample | None, Document | None]:
+        """What is kept of a document, and the sample and the whole document if they had to be read."""
         found = self._kept.get((source, number))
         if found is not None:
-            return found, None
+            return found, None, None
         sample = self._read(source, number)
         document = self._parse(sample)
         items = []
@@ -116,7 +116,7 @@ class Documents:
         size += sum(len(d) for s, d in sample.members.items() if s.endswith(".npy"))
         found = _Skeleton(document.id, document.pair, tuple(items), tuple(media_key(s) for s in document.segments))
         self._kept.put((source, number), found, size)
-        return found, sample
+        return found, sample, document
 
     def _read(self, source: int, number: int) -> Sample:
         try:
@@ -141,7 +141,7 @@ class Documents:
         header = {"members": list(spec_and_media), "where": sample.where, "segment": at}
         return self.pool.submit("encode", header, list(spec_and_media.values()))
 
-    def _tokenise(self, skeleton: _Skeleton, sample: Sample, at: int, key: str) -> Any:
+    def _tokenise(self, skeleton: _Skeleton, sample: Sample, at: int, key: str, document: Document | None) -> Any:
         where = f"{sample.where} segment {at} ({skeleton.items[at][0].modality})"
         try:
             if self.pool.workers:
@@ -151,7 +151,7 @@ class Documents:
 
                 tokens = tokens_from(to_arrays(header["arrays"], blobs), header)
             else:
-                segment = restore_segment(sample.members, at)
+                segment = document.segments[at] if document else restore_segment(sample.members, at)
                 tokens = self.tokenizer.tokenizers[segment.modality].encode(segment)
         except WorkerFailure as error:
             raise BadSample(f"{where}: {error.kind}: {error}") from error
