@@ -20,6 +20,8 @@ class Code:
     local: int  # loads and stores of local memory: spilled registers
     shared: int  # bytes
     registers: int
+    wide: int
+    """Loads and stores of global memory of 16 bytes per thread."""
 
 
 def machine_code(program: Any, types: dict[str, str], constants: dict[str, Any], arch: int, warps: int, stages: int,
@@ -43,5 +45,5 @@ def machine_code(program: Any, types: dict[str, str], constants: dict[str, Any],
     ]
     registers = re.search(r"REG:(\d+)", read[1])
     assert registers, read[1]
-    tensor = len(re.findall(r"\bH(?:G?)MMA\b", read[0]))
-    return Code(tensor, len(re.findall(r"\b(?:LDL|STL)\b", read[0])), code.metadata.shared, int(registers[1]))
+    found = [len(re.findall(pattern, read[0])) for pattern in (r"\bHG?MMA\b", r"\b(?:LDL|STL)\b", r"\b(?:LDG|STG)\S*\.128\b")]
+    return Code(found[0], found[1], code.metadata.shared, int(registers[1]), found[2])

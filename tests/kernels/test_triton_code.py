@@ -61,6 +61,37 @@ def test_sliced_loss(name: str, arch: int, tmp_path: Path, monkeypatch: pytest.M
     assert code.tensor > 0 and code.local == 0 and code.shared <= SHARED_LIMIT[arch], code
 
 
+MOE = {
+    "count": {"BLOCK": 128, "EXPERTS": 32},
+    "arrange": {"BLOCK": 128},
+    "spread": {"CHOICES": 8, "COLUMNS": 1024},
+    "gather_sum": {"CHOICES": 8, "COLUMNS": 1024},
+    "swiglu_forward": {"ROWS": 4, "COLUMNS": 256},
+    "swiglu_backward": {"ROWS": 4, "COLUMNS": 256},
+}
+
+
+@pytest.mark.parametrize("name", MOE)
+@pytest.mark.parametrize("arch", [80, 90])
+def test_moe(name: str, arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No product in them: what counts is memory, moved 16 bytes at a time."""
+    from weft.kernels import triton_moe as moe
+    from weft.kernels import triton_moe_programs as programs
+
+    assert MOE["arrange"]["BLOCK"] == moe.BLOCK and MOE["count"] == {"BLOCK": moe.BLOCK, "EXPERTS": moe.EXPERTS}
+    assert MOE["spread"]["COLUMNS"] == moe.COLUMNS and MOE["swiglu_forward"] == moe.FORWARD == moe.BACKWARD
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {
+        **dict.fromkeys(("x", "out", "rows", "gate_up", "grad", "grad_gate_up", "again"), "*bf16"),
+        **dict.fromkeys(("weight", "grad_weight"), "*fp32"),
+        **dict.fromkeys(("table", "first", "order", "place"), "*i32"),
+        "expert": "*i64",
+    }
+    code = machine_code(getattr(programs, name), types, MOE[name], arch, moe.WARPS, 2, tmp_path)
+    assert code.local == 0 and code.shared <= SHARED_LIMIT[arch], code
+    assert code.wide > 0 or name in ("count", "arrange"), code
+
+
 def test_a_spilling_kernel_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward pass on too few warps does spill: the count above is not always zero."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
