@@ -41,10 +41,8 @@ def run(
     hidden: Tensor, weight: Tensor, target: Tensor, slice_index: Tensor, slices: Slices, smoothing: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """(loss [N], log^2 Z [N]) as `sliced_cross_entropy` says."""
-    order = torch.argsort(slice_index, stable=True)
-    counts = torch.bincount(slice_index, minlength=len(slices)).tolist()
     borders = [border for pair in slices for border in pair]
-    log_z, picked, mean = _forward(hidden.contiguous(), weight.contiguous(), target, order, counts, borders)
+    log_z, picked, mean, _, _ = _forward(hidden, weight, target, slice_index, borders)
     square = log_z**2
     loss = log_z - (1 - smoothing) * picked
     if smoothing:
@@ -68,17 +66,21 @@ def _sizes(hidden: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
+Sums = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 @torch.library.custom_op("weft::sliced_logits", mutates_args=())
-def _forward(
-    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, counts: list[int], borders: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(hidden: Tensor, weight: Tensor, target: Tensor, slice_index: Tensor, borders: list[int]) -> Sums:
+    """log Z, the target's logit and the mean logit [N]; the order of tokens by slice [N]; tokens per slice, on the CPU."""
     from weft.kernels.triton_loss_programs import loss_forward
 
-    sizes = _sizes(hidden)
+    hidden, weight, sizes = hidden.contiguous(), weight.contiguous(), _sizes(hidden)
+    order = torch.argsort(slice_index, stable=True)
+    counts = torch.bincount(slice_index, minlength=len(borders) // 2).to("cpu", copy=True)
     log_z, picked, mean = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
     tiles: list[tuple[int, int, int, int]] = []
     start = 0
-    for number, count in enumerate(counts):
+    for number, count in enumerate(counts.tolist()):
         tiles += _tiles(start, start + count, borders[2 * number], borders[2 * number + 1], sizes["ROWS"])
         start += count
     if tiles:
@@ -86,28 +88,28 @@ def _forward(
         table = torch.tensor(tiles, dtype=torch.int32).to(hidden.device, non_blocking=True)
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
             loss_forward[(len(tiles),)](hidden, weight, target, order, table, log_z, picked, mean, hidden.shape[1], **sizes)
-    return log_z, picked, mean
+    return log_z, picked, mean, order, counts
 
 
 @_forward.register_fake
-def _(
-    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, counts: list[int], borders: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    made = [hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3)]
-    return made[0], made[1], made[2]
+def _(hidden: Tensor, weight: Tensor, target: Tensor, slice_index: Tensor, borders: list[int]) -> Sums:
+    log_z, picked, mean = (hidden.new_empty(len(hidden), dtype=torch.float32) for _ in range(3))
+    counts = torch.empty(len(borders) // 2, dtype=torch.int64, device="cpu")
+    return log_z, picked, mean, torch.empty_like(slice_index, dtype=torch.int64), counts
 
 
 @torch.library.custom_op("weft::sliced_logits_backward", mutates_args=())
 def _backward(
-    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, log_z: Tensor, grads: list[Tensor], counts: list[int],
+    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, log_z: Tensor, grads: list[Tensor], counts: Tensor,
     borders: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     from weft.kernels.triton_loss_programs import loss_signal
 
-    sizes = _sizes(hidden)
+    hidden, weight, sizes = hidden.contiguous(), weight.contiguous(), _sizes(hidden)
+    grads = [grad.contiguous() for grad in grads]
     grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
     start = 0
-    for number, count in enumerate(counts):
+    for number, count in enumerate(counts.tolist()):
         first, last = borders[2 * number], borders[2 * number + 1]
         rows = max(sizes["ROWS"], BLOCK_BYTES // ((last - first) * hidden.element_size()) // sizes["ROWS"] * sizes["ROWS"])
         for begin in range(start, start + count, rows):
@@ -129,22 +131,22 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, log_z: Tensor, grads: list[Tensor], counts: list[int],
+    hidden: Tensor, weight: Tensor, target: Tensor, order: Tensor, log_z: Tensor, grads: list[Tensor], counts: Tensor,
     borders: list[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(hidden), torch.empty_like(weight)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, weight, target, order, ctx.counts, ctx.borders = inputs
-    ctx.save_for_backward(hidden, weight, target, order, output[0])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Sums) -> None:
+    hidden, weight, target, _, ctx.borders = inputs
+    ctx.save_for_backward(hidden, weight, target, output[0], *output[3:])
+    ctx.mark_non_differentiable(*output[3:])
 
 
 def _gradients(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    hidden, weight, target, order, log_z = ctx.saved_tensors
-    wide = [grad.contiguous() for grad in grads]
-    grad_hidden, grad_weight = _backward(hidden, weight, target, order, log_z, wide, ctx.counts, ctx.borders)
-    return grad_hidden, grad_weight, None, None, None, None
+    hidden, weight, target, log_z, order, counts = ctx.saved_tensors
+    grad_hidden, grad_weight = _backward(hidden, weight, target, order, log_z, list(grads[:3]), counts, ctx.borders)
+    return grad_hidden, grad_weight, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
