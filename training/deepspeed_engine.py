@@ -21,6 +21,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -30,12 +31,15 @@ from torch import Tensor
 from weft.model.moe import MoE
 from weft.model.transformer import Transformer
 from weft.tokenizers.pack import Batch
+from weft.training import expert_parallel
 from weft.training.distributed import describe_single_process, gather_counts, launched, world
-from weft.training.engine import EngineConfig, Exchange, Outcome, Tally, exchange, pick_device
+from weft.training.engine import EngineConfig, Exchange, Outcome, Tally, compile_blocks, exchange, pick_device, plain_copy
+from weft.training.expert_parallel import ExpertGroups, is_expert
+from weft.training.health import check_agreement
 from weft.training.loss import LossConfig, Objective, Totals, means
-from weft.training.optim import OptimizerConfig, build_optimizers
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from weft.training.norms import PartNorms
+from weft.training.optim import Joined, OptimizerConfig, build_optimizers
+from weft.training.zero_state import ZeroState
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -84,7 +88,7 @@ def deepspeed_config(engine: EngineConfig, clip: float, accumulate: int) -> dict
 
 
 class DeepSpeedEngine:
-    """Same maths as `LocalEngine`, with state divided over the ranks."""
+    """Same maths as `LocalEngine`, with state (and experts, if they are divided) spread over the ranks."""
 
     def __init__(
         self, model: Transformer, engine: EngineConfig, optimizer: OptimizerConfig, loss: LossConfig, accumulate: int = 1
@@ -98,30 +102,82 @@ class DeepSpeedEngine:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.world = world()
+        expert_parallel.check(model.config, engine.expert_parallel, self.world)
         self.stage = engine.zero_stage
         self.config = engine
         self.clip = optimizer.clip
         self._last_norm = 0.0
+        shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.groups, group_name = self._divide(model)
         self.model = model.to(self.device)
         self.objective = Objective(self.model, loss, engine.recompute)
-        self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        if engine.compile:
+            compile_blocks(self.model)
         for p in self.model.parameters():
             if p.dim() == 0:  # DeepSpeed broadcasts parameters as bytes, and a 0-D tensor has no such view
                 p.data = p.data.reshape(1)
-        self.optimizers = build_optimizers(self.model, optimizer)
-        if len(self.optimizers.parts) != 1:
-            raise ValueError("DeepSpeed takes one optimizer; use optimizer.kind: adamw or engine.kind: local")
+        self.norms = PartNorms(self.model)
+        self.optimizers = build_optimizers(self.model, optimizer, experts=group_name)
+        if len(self.optimizers.parts) != 1 and self.stage:
+            raise ValueError("DeepSpeed divides one optimizer; use engine.zero_stage: 0 or optimizer.kind: adamw")
         if self.stage == 3:
             self.deepspeed.utils.set_z3_leaf_modules(self.objective, [MoE])
-        self.client = self.optimizers.parts[0]
-        self.engine, *_ = self.deepspeed.initialize(
-            model=self.objective,
-            optimizer=self.client,
-            config=deepspeed_config(engine, optimizer.clip, accumulate),
-            dist_init_required=False,
-        )
+        parts = self.optimizers.parts
+        self.client = parts[0] if len(parts) == 1 else Joined(parts)
+        with self._divided_engine():
+            self.engine, *_ = self.deepspeed.initialize(
+                model=self.objective,
+                optimizer=self.client,
+                config=deepspeed_config(engine, optimizer.clip, accumulate),
+                dist_init_required=False,
+            )
         self.zero = self.engine.optimizer
         self.names = {name: p for name, p in self.model.named_parameters()}
+        self.state = ZeroState(
+            self.deepspeed, self.stage, self.zero, self.client, self.optimizers, self.model, shapes, self.groups, self.world
+        )
+
+    def _divide(self, model: Transformer) -> tuple[ExpertGroups, str | None]:
+        """Keep this rank's experts and mark them as DeepSpeed marks its own, in its own groups; (groups, their name)."""
+        size = self.config.expert_parallel
+        if size == 1:
+            return ExpertGroups(), None
+        from deepspeed.utils import groups
+
+        self.deepspeed.init_distributed(dist_init_required=False)
+        groups._create_expert_and_data_parallel(size)
+        name = f"ep_size_{size}"
+        parallel, data = groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)
+        for group in (parallel, data):
+            dist.set_timeout(timedelta(seconds=self.config.timeout_s), group)
+        found = expert_parallel.place(size, self.world, parallel, data)
+        expert_parallel.divide(model, found)
+        for param_name, p in model.named_parameters():
+            if is_expert(param_name):
+                marks: Any = p
+                marks.allreduce, marks.group_name = False, name
+                marks.ds_zero_placement_family, marks.ds_zero_partition_group_name = "autoep_expert", name
+        return found, name
+
+    @contextlib.contextmanager
+    def _divided_engine(self) -> Iterator[None]:
+        """Have `deepspeed.initialize` build an engine that knows of divided experts: it looks for its own layers otherwise."""
+        base = self.deepspeed.DeepSpeedEngine
+
+        class Divided(base):  # type: ignore[misc, valid-type]
+            def _configure_distributed_model(self, model: Any) -> None:
+                super()._configure_distributed_model(model)
+                self.has_moe_layers = True
+
+            def _validate_zero3_moe_compatibility(self) -> None:
+                """Stage 3 divides each expert over the ranks that hold it, as it does for AutoEP."""
+
+        if self.groups.size > 1:
+            self.deepspeed.DeepSpeedEngine = Divided
+        try:
+            yield
+        finally:
+            self.deepspeed.DeepSpeedEngine = base
 
     def exchange(self, batches: list[Batch | None], flags: list[float]) -> Exchange:
         """Counts of the whole step and the agreed flags."""
@@ -144,12 +200,16 @@ class DeepSpeedEngine:
             tally.add(*numbers)
             if k + 1 < len(batches):
                 self.engine.step()  # counts the micro-batch; nothing is updated before the last one
-        self._last_norm = self._norm()
-        return tally.outcome(whole[0], self.objective.config, self._last_norm)
+        known = self._norm()
+        outcome = tally.outcome(whole[0], self.objective.config, self.norms.squares(self._pieces()), known)
+        self._last_norm = outcome.grad_norm
+        return outcome
 
-    def _norm(self) -> float:
-        """Global gradient norm before clipping; infinity where DeepSpeed says -1."""
+    def _norm(self) -> float | None:
+        """Global gradient norm before clipping; infinity where DeepSpeed says -1; None: the root of all squares."""
         if self.stage == 0:
+            if self.groups.size > 1:
+                return None
             return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
         if self.stage == 3:
             from deepspeed.runtime.utils import combine_grad_norm_groups
@@ -158,6 +218,21 @@ class DeepSpeedEngine:
         else:
             norm = float(self.zero.scaled_global_norm())
         return norm if norm >= 0 else float("inf")
+
+    def _pieces(self) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+        """What this rank answers for, so that every piece of a gradient is counted on one rank only."""
+        if self.stage == 0:
+            mine = [p for n, p in self.names.items() if (self.groups.root if self.groups.divides(n) else self.world.first)]
+            yield from ((p, p.grad) for p in mine if p.grad is not None)
+            return
+        groups = self.zero.fp16_groups if self.stage == 3 else self.zero.params_in_partition
+        if self.config.offload:
+            norms, key = self.zero.norm_for_param_grads, self.zero.get_param_id
+            yield from ((p, norms[key(p)].reshape(1)) for group in groups for p in group if key(p) in norms)
+            return
+        for i, params in enumerate(groups):
+            pieces = [g for g in self.zero.averaged_gradients[i] if not getattr(g, "_zero_padding", False)]
+            yield from zip(params, pieces)
 
     def step(self, factor: float) -> float:
         """Clip and update."""
@@ -185,37 +260,13 @@ class DeepSpeedEngine:
         finally:
             delattr(self.zero, name)
 
-    # ---- state -------------------------------------------------------------------------------------------------------------
-
     def weights(self) -> dict[str, Tensor]:
         """Full weights and buffers on rank 0's CPU; every rank must call it."""
-        out: dict[str, Tensor] = {}
-        for name, p in self.names.items():
-            with self._whole([p]):
-                if self.world.first:
-                    out[name] = p.detach().cpu().clone().view(self.shapes[name])
-        return {**out, **{name: b.detach().cpu().clone() for name, b in self.model.named_buffers()}}
+        return self.state.weights()
 
     def moments(self) -> dict[str, Tensor]:
-        """Full Adam moments on rank 0's CPU; every rank must call it."""
-        if self.stage == 0:
-            return self.optimizers.state_tensors()
-        steps = self._steps()
-        if steps is None:
-            return {}
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        self._link_moments()
-        out: dict[str, Tensor] = {}
-        for name, p in self.names.items():
-            if not p.requires_grad:
-                continue
-            for key in MOMENTS:
-                value = safe_get_full_optimizer_state(p, key)
-                if self.world.first:
-                    out[f"{key}.{name}"] = value.detach().cpu().clone().view(self.shapes[name])
-            out[f"step.{name}"] = steps.clone()
-        return out
+        """Full optimizer state on rank 0's CPU; every rank must call it."""
+        return self.state.moments()
 
     def counters(self) -> dict[str, int]:
         """Nothing beyond the moments."""
@@ -225,79 +276,7 @@ class DeepSpeedEngine:
         self, weights: dict[str, Tensor], moments: dict[str, Tensor] | None, counters: dict[str, int] | None = None
     ) -> None:
         """Put weights (and moments) back, whatever engine and world size wrote them."""
-        buffers = dict(self.model.named_buffers())
-        for name, value in weights.items():
-            if name in buffers:
-                buffers[name].copy_(value)
-            else:
-                self._set_weight(self.names[name], value)
-        if moments is None:
-            return
-        if self.stage == 0:
-            self.optimizers.load_state_tensors(moments)
-        elif moments:
-            self._set_moments(moments)
-
-    def _set_weight(self, p: torch.nn.Parameter, value: Tensor) -> None:
-        with self._whole([p], modify=True), torch.no_grad():
-            p.copy_(value.view(p.shape))
-        if self.stage and p.requires_grad:
-            self._set_state(p, value, None)
-
-    def _set_state(self, p: torch.nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Write this rank's part of a float32 weight (key None) or moment."""
-        from deepspeed import utils
-
-        flat = value.to(self.device).reshape(-1)
-        if self.stage < 3:
-            utils.safe_set_full_optimizer_state(p, flat, key) if key else utils.safe_set_full_fp32_param(p, flat)
-            return
-        part = int(p.ds_tensor.ds_numel)  # type: ignore[attr-defined]
-        padded = torch.nn.functional.pad(
-            flat, (0, part * self.world.size - flat.numel())
-        )  # DeepSpeed's full setter does not pad
-        mine = padded[self.world.rank * part : (self.world.rank + 1) * part]
-        utils.safe_set_local_optimizer_state(p, mine, key) if key else utils.safe_set_local_fp32_param(p, mine)
-
-    def _set_moments(self, moments: dict[str, Tensor]) -> None:
-        step = next(value for name, value in moments.items() if name.startswith("step."))
-        for flat in self._partitions():
-            state = self.client.state.setdefault(flat, {})
-            state["step"] = step.clone()
-            for key in MOMENTS:
-                if key not in state:
-                    state[key] = torch.zeros_like(flat.data)
-        self._link_moments()
-        for name, p in self.names.items():
-            for key in MOMENTS:
-                if f"{key}.{name}" in moments:
-                    self._set_state(p, moments[f"{key}.{name}"], key)
-
-    def _link_moments(self) -> None:
-        """Tell every parameter where its moments are. ZeRO-1/2 does so once, after the first GROUP of the first update, when
-        the other groups have none yet."""
-        if self.stage < 3:
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
-
-    def _partitions(self) -> list[Tensor]:
-        """This rank's flat float32 pieces, the parameters that torch's AdamW sees."""
-        return list(self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups)
-
-    def _steps(self) -> Tensor | None:
-        """Adam's step, or None before the first update."""
-        for flat in self._partitions():
-            if "step" in self.client.state.get(flat, {}):
-                return torch.as_tensor(self.client.state[flat]["step"]).detach().cpu().float()
-        return None
-
-    @contextlib.contextmanager
-    def _whole(self, params: list[torch.nn.Parameter], modify: bool = False) -> Iterator[None]:
-        if self.stage == 3:
-            with self.deepspeed.zero.GatheredParameters(params, modifier_rank=0 if modify else None):
-                yield
-        else:
-            yield
+        self.state.load(weights, moments)
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> dict[str, float]:
@@ -315,16 +294,15 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Transformer | None]:
-        """A model for probes. Under ZeRO-3 a plain copy on rank 0 and None elsewhere: ranks may then run different numbers of
-        forwards, which on the divided model would pair unequal collectives."""
-        if self.stage < 3:
+        """A model for probes. Under ZeRO-3 or with divided experts a plain copy on rank 0 and None elsewhere: ranks may then
+        run different numbers of forwards, which on the divided model would pair unequal collectives."""
+        if self.stage < 3 and self.groups.size == 1:
             yield self.model
             return
         weights = self.weights()
-        if not self.world.first:
-            yield None
-            return
-        with torch.device("meta"):
-            plain = Transformer(self.model.config)
-        plain.load_state_dict({name: value.to(self.device) for name, value in weights.items()}, assign=True)
-        yield plain
+        yield plain_copy(self.model, weights, self.device) if self.world.first else None
+
+    def check_weights(self) -> None:
+        """Raise `WeightsDiffer` if ranks hold different bits of what they hold together; under ZeRO-3 those are the buffers."""
+        held = dict(self.model.named_buffers()) if self.stage == 3 else dict(self.model.state_dict())
+        check_agreement(*self.groups.split(held), self.groups.index)

@@ -91,6 +91,16 @@ def gather_counts(counts: Tensor) -> Tensor:
     return torch.stack(rows).to(counts.device)
 
 
+def gather_integers(numbers: Tensor) -> Tensor:
+    """int64 [N] of every rank as [W N], to the last bit."""
+    if world().size == 1:
+        return numbers[None]
+    mine = numbers.to(_device())
+    rows = [torch.empty_like(mine) for _ in range(world().size)]
+    dist.all_gather(rows, mine)
+    return torch.stack(rows).to(numbers.device)
+
+
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     """Rows [P_r D] of every rank, one after the other; gradient flows into this rank's own rows only.
 

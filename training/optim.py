@@ -36,12 +36,17 @@ class OptimizerConfig:
     """Largest global gradient norm over all parameters, experts included; 0 = off."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0 or (self.muon_lr is not None and not self.muon_lr > 0):
-            raise ValueError(f"lr must be positive, got lr={self.lr} muon_lr={self.muon_lr}")
-        if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
-            raise ValueError(f"betas and momentum must lie in [0, 1), got {self.betas} and {self.momentum}")
-        if self.weight_decay < 0 or self.clip < 0 or self.eps <= 0:
-            raise ValueError(f"need weight_decay >= 0, clip >= 0, eps > 0; got {self.weight_decay}, {self.clip}, {self.eps}")
+        for name in ("lr", "muon_lr", "eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value:g}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum:g}")
+        for name in ("weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name):g}")
 
 
 def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
@@ -91,6 +96,22 @@ class Muon(torch.optim.Optimizer):
         scale = 0.2 * math.sqrt(max(p.size(-2), p.size(-1)))
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_(step.to(p.dtype), alpha=-group["lr"] * scale)
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers as one object, for an engine that takes one; groups are shared with the parts."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Step every part."""
+        loss = closure() if closure is not None else None
+        for part in self.parts:
+            part.step()
+        return loss
 
 
 class Optimizers:
@@ -160,9 +181,22 @@ def groups(model: nn.Module, config: OptimizerConfig) -> tuple[list[dict[str, An
     return adam, muon
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """AdamW (fused: one pass over memory) and Muon over the trainable parameters of `model`."""
+def set_apart(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Give DeepSpeed's expert parameters (marked by `allreduce = False`) groups of their own, named after their ranks."""
+    out = []
+    for group in found:
+        common = [p for p in group["params"] if getattr(p, "allreduce", True)]
+        experts = [p for p in group["params"] if not getattr(p, "allreduce", True)]
+        out += [{**group, "params": common}] if common else []
+        out += [{**group, "params": experts, "moe": True, "name": name}] if experts else []
+    return out
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig, experts: str | None = None) -> Optimizers:
+    """AdamW (fused: one pass over memory) and Muon over the trainable parameters of `model`. `experts`: see `set_apart`."""
     adam, muon = groups(model, config)
+    if experts is not None:
+        adam, muon = set_apart(adam, experts), set_apart(muon, experts)
     if not adam and not muon:
         raise ValueError("every parameter is frozen, so there is nothing to train; unfreeze something in finetune")
     parts: list[torch.optim.Optimizer] = []

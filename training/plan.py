@@ -1,18 +1,23 @@
 """What a run would need: memory per GPU, step time, tokens per second, days and money, without building anything.
 
 In: a model config and a machine in words. Out: a `Plan` per ZeRO stage. Weights, gradients and moments are exact counts
-divided as ZeRO divides them (arXiv 1910.02054, section 5); activations come from `weft.model.count`; speed is FLOPs over
-peak times an assumed MFU, which is a guess until a run has been measured: the plan says which.
+divided as ZeRO divides them (arXiv 1910.02054, section 5) and as expert parallelism divides routed experts; activations come
+from `weft.model.count`; speed is FLOPs over peak times an MFU, assumed until a run has been measured: the plan says which.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from weft.model.config import ModelConfig
-from weft.model.count import active_params, flops_per_token, memory, num_params
+from weft.model.count import active_params, flops_per_token, memory, num_params, param_shapes
+from weft.training.expert_parallel import is_expert
+from weft.training.tracking import read_jsonl
 
 GIB = 2**30
 
@@ -51,6 +56,10 @@ _NAMES = {
 }
 
 
+ASSUMED_MFU = 0.35
+"""Share of the peak that a step is assumed to reach. A guess: no run of this model on many GPUs has been measured."""
+
+
 class PlanError(ValueError):
     """A plan was asked for something that does not exist."""
 
@@ -82,7 +91,7 @@ class Plan:
 def plan(
     config: ModelConfig, *, gpus: int = 8, gpu: str = "h200", zero_stage: int = 1, row_tokens: int = 16384,
     micro_batches: int = 1, total_tokens: float | None = None, precision: str = "bf16", recompute: bool = True,
-    assumed_mfu: float = 0.35, gpu_hour: float | None = None,
+    assumed_mfu: float = ASSUMED_MFU, gpu_hour: float | None = None, expert_parallel: int = 1,
 ) -> Plan:  # fmt: skip
     """Estimate one configuration.
 
@@ -93,12 +102,16 @@ def plan(
         raise PlanError(f"gpu {gpu!r} is not known; choose one of {', '.join(GPUS)}")
     if gpus < 1 or zero_stage not in (0, 1, 2, 3) or not 0 < assumed_mfu <= 1:
         raise PlanError(f"need gpus >= 1, zero_stage 0 to 3 and 0 < mfu <= 1; got {gpus}, {zero_stage}, {assumed_mfu}")
+    divides = expert_parallel > 0 and gpus % expert_parallel == 0 and config.experts % expert_parallel == 0
+    if not divides or (expert_parallel > 1 and not expert_params(config)):
+        raise PlanError(f"expert_parallel {expert_parallel} must divide {gpus} GPU(s) and {config.experts} experts evenly")
     card = GPUS[gpu]
-    parts = step_bytes(config, row_tokens, zero_stage, gpus, precision, recompute)
+    parts = step_bytes(config, row_tokens, zero_stage, gpus, precision, recompute, expert_parallel)
     peak = card.bf16_tflops * 1e12 * (1.0 if precision == "bf16" else 0.5)
     work = flops_per_token(config).train * (4 / 3 if recompute else 1.0)
     compute = row_tokens * micro_batches * work / (peak * assumed_mfu)
-    step = compute + _exchange_seconds(config, card, gpus, zero_stage)
+    travel = _travel_seconds(config, card, row_tokens, expert_parallel, 2 if precision == "bf16" else 4, recompute)
+    step = compute + micro_batches * travel + _exchange_seconds(config, card, gpus, zero_stage, expert_parallel)
     rate = gpus * row_tokens * micro_batches / step
     days = total_tokens / rate / 86400 if total_tokens else None
     return Plan(
@@ -119,31 +132,48 @@ def plan(
 
 
 def step_bytes(
-    config: ModelConfig, tokens: int, zero_stage: int = 0, ranks: int = 1, precision: str = "fp32", recompute: bool = False
-) -> tuple[float, float, float, float]:
-    """(weights, gradients, moments, activations) in bytes on one rank for a micro-batch of `tokens`."""
+    config: ModelConfig, tokens: int, zero_stage: int = 0, ranks: int = 1, precision: str = "fp32", recompute: bool = False,
+    expert_parallel: int = 1,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """(weights, gradients, moments, activations) in bytes on one rank for a micro-batch of `tokens`.
+
+    What a ZeRO stage divides is 1 / ranks either way: divided experts are divided further over the ranks that hold the same.
+    Activations are those of a balanced load: a rank multiplies as many rows as it sends.
+    """
     whole = memory(config, tokens, bytes_per_value=4, recompute=recompute)
+    share = 1 - (1 - 1 / expert_parallel) * expert_params(config) / num_params(config)
+    divided = [1 / ranks if zero_stage >= stage else share for stage in (3, 2, 1)]
     activations = whole.activations * (0.5 if precision == "bf16" else 1.0)
-    return (
-        whole.weights / (ranks if zero_stage >= 3 else 1),
-        whole.gradients / (ranks if zero_stage >= 2 else 1),
-        whole.optimizer / (ranks if zero_stage >= 1 else 1),
-        activations,
-    )
+    return whole.weights * divided[0], whole.gradients * divided[1], whole.optimizer * divided[2], activations
 
 
-def _exchange_seconds(config: ModelConfig, card: Gpu, gpus: int, zero_stage: int) -> float:
+def expert_params(config: ModelConfig) -> int:
+    """Parameters of all routed experts."""
+    return sum(math.prod(shape) for name, shape in param_shapes(config).items() if is_expert(name))
+
+
+def _exchange_seconds(config: ModelConfig, card: Gpu, gpus: int, zero_stage: int, expert_parallel: int) -> float:
     """Communication that is not hidden: half of it, a guess. Stage 3 moves the weights twice more."""
     if gpus == 1:
         return 0.0
-    volume = 4.0 * num_params(config) * (2.0 if zero_stage < 3 else 4.0)
+    params = num_params(config) - (1 - 1 / expert_parallel) * expert_params(config)
+    volume = 4.0 * params * (2.0 if zero_stage < 3 else 4.0)
     return 0.5 * volume / (card.link_gb_s * 1e9)
+
+
+def _travel_seconds(config: ModelConfig, card: Gpu, tokens: int, size: int, bytes_per_value: int, recompute: bool) -> float:
+    """Rows on their way to their experts and back, forward and backward (and forward again), nothing of it hidden."""
+    routed = sum(config.is_routed(layer) for layer in range(config.layers))
+    rows = tokens * config.experts_per_token * routed * (1 - 1 / size)
+    return rows * config.width * bytes_per_value * (6 if recompute else 4) / (card.link_gb_s * 1e9)
 
 
 def table(config: ModelConfig, **choices: object) -> str:
     """All ZeRO stages side by side."""
     rows = [plan(config, zero_stage=stage, **choices) for stage in (0, 1, 2, 3)]  # type: ignore[arg-type]
     head = f"{rows[0].params / 1e6:,.1f} M weights, {rows[0].active / 1e6:,.1f} M active per token, {rows[0].gpus} GPU(s)"
+    if choices.get("expert_parallel", 1) != 1:
+        head += f", routed experts ({expert_params(config) / 1e6:,.1f} M) divided by {choices['expert_parallel']}"
     lines = [head, "stage  weights    grads  moments  activations   total GiB  fits  tokens/s     step s   days      cost"]
     for r in rows:
         sizes = (
@@ -165,3 +195,12 @@ def mfu(config: ModelConfig, tokens_per_s: float, device: torch.device, context:
     return (
         None if known is None else tokens_per_s * flops_per_token(config, context / 2).train / (GPUS[known].bf16_tflops * 1e12)
     )
+
+
+def measured_mfu(run: Path) -> float:
+    """The median MFU of the later half of a run on GPUs, from its `speed.jsonl`. Raises `PlanError` if it holds none."""
+    path = run / "speed.jsonl"
+    found = [float(row["mfu"]) for row in read_jsonl(path) if "mfu" in row] if path.exists() else []
+    if not found:
+        raise PlanError(f"{path} holds no MFU: only runs on a GPU with a known peak write one; pass mfu as a number instead")
+    return statistics.median(found[len(found) // 2 :])

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 
-def launch(scenario: str, out: Path, ranks: int = 2, timeout_s: float = 900.0) -> dict[str, Any]:
+def launch(
+    scenario: str, out: Path, ranks: int = 2, timeout_s: float = 900.0, module: str = "tests.training.scenarios"
+) -> dict[str, Any]:
     """Start `ranks` processes and wait; a process that fails ends the test with its output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -32,7 +34,7 @@ def launch(scenario: str, out: Path, ranks: int = 2, timeout_s: float = 900.0) -
             "PYTHONFAULTHANDLER": "1",
             "PYTHONPATH": os.getcwd(),
         }
-        command = [sys.executable, "-m", "tests.training.scenarios", scenario, str(out)]
+        command = [sys.executable, "-m", module, scenario, str(out)]
         processes.append(subprocess.Popen(command, env=env, stdout=logs[r], stderr=subprocess.STDOUT))
     deadline = time.monotonic() + timeout_s
     try:

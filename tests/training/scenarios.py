@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.training import runs
 from tests.training.synthetic import FEATURES, small_model, stream
+from weft.model.transformer import Transformer
 from weft.tokenizers.pack import Batch, collate
 from weft.tokenizers.stream import Stream
 from weft.training import distributed
@@ -68,12 +69,15 @@ def take(engine: Engine, steps: list[list[Batch]]) -> list[float]:
     return losses
 
 
-def deepspeed(stage: int, accumulate: int = 1, clip: float = 0.0, **more: Any) -> Engine:
+def deepspeed(
+    stage: int, accumulate: int = 1, clip: float = 0.0, model: Transformer | None = None, kind: str = "adamw", **more: Any
+) -> Engine:
     """A fresh engine over the same weights."""
     from weft.training.deepspeed_engine import DeepSpeedEngine
 
     config = EngineConfig(kind="deepspeed", zero_stage=stage, bucket=20000, **more)  # type: ignore[arg-type]
-    return DeepSpeedEngine(small_model(), config, optimizer(clip), LOSS, accumulate)
+    chosen = replace(optimizer(clip), kind=kind)  # type: ignore[arg-type]
+    return DeepSpeedEngine(model or small_model(), config, chosen, LOSS, accumulate)
 
 
 def keep(out: Path, name: str, engine: Engine) -> None:
@@ -130,11 +134,11 @@ def zero(out: Path, stages: list[int]) -> dict[str, Any]:
     return result
 
 
-def poison(engine: Engine, rank: int) -> list[bool]:
-    """NaN on rank 1 only, in a feature and then in a gradient: [first finite?, second finite?, anything changed?]."""
+def poison(engine: Engine, rank: int, kinds: tuple[str, ...] = ("feature", "gradient")) -> list[bool]:
+    """NaN on rank 1 only, in a feature, then in a gradient ...: [first finite?, second finite?, ..., everything as before?]."""
     before = engine.weights(), engine.moments()
     seen = []
-    for kind in ("feature", "gradient"):
+    for kind in kinds:
         mine = accumulated(rank)[0]
         hook = None
         if rank == 1 and kind == "feature":
@@ -146,6 +150,12 @@ def poison(engine: Engine, rank: int) -> list[bool]:
                 return tuple(None if g is None else g * float("nan") for g in into)
 
             hook = head.register_full_backward_hook(spoil)
+        if rank == 1 and kind == "experts":  # the gradient of what rank 1 got back from all experts
+
+            def spoil_rows(module: Any, into: Any, out: Any) -> None:
+                out.register_hook(lambda g: g * float("nan"))
+
+            hook = engine.model.routers()[0].experts.register_forward_hook(spoil_rows)
         swap = engine.exchange(list(mine), [0.0])
         seen.append(engine.forward_backward(mine, swap.whole).finite)
         engine.skip()
@@ -200,11 +210,16 @@ def matrix(out: Path) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {"everything": everything, "loops": loops, "matrix": matrix}
 
 
-if __name__ == "__main__":
+def run(scenarios: dict[str, Callable[[Path], dict[str, Any]]]) -> None:
+    """The whole of a rank's process."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = Path(sys.argv[2])
-    found = SCENARIOS[sys.argv[1]](folder)
+    found = scenarios[sys.argv[1]](folder)
     if distributed.world().first:
         (folder / "result.json").write_text(json.dumps(found))
     distributed.leave(0)
+
+
+if __name__ == "__main__":
+    run(SCENARIOS)
