@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := world,control,search,hub
-TEST_EXTRAS := $(EXTRAS),deepspeed,xformers,eval,bench,data,track,test,dev
+TEST_EXTRAS := $(EXTRAS),server,quantize,environments,deepspeed,xformers,eval,bench,data,track,test,dev
 
 .PHONY: quickstart test test-long lint bench clean
 
@@ -36,11 +36,16 @@ lint: $(VENV)/test-ready
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# lmms-eval pins versions that conflict with ours, so it gets an environment of its own.
+# lmms-eval pins versions that conflict with ours, so it gets an environment of its own. Only what must fit together, torch and
+# its CUDA libraries, is held to our versions.
 LMMS := .venv-lmms
 .PHONY: lmms-eval
-lmms-eval:
+$(LMMS)/ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install -q --upgrade pip 'setuptools>=77.0.3' wheel
-	$(LMMS)/bin/python -m pip install -q -e '.[world]' 'lmms-eval==0.7.3' jiwer sacrebleu rouge-score scikit-image pytest pytest-timeout
+	grep -E '^(torch|torchvision|torchaudio|triton|cuda-|nvidia-)' constraints.txt > $(LMMS)/torch.txt
+	$(LMMS)/bin/python -m pip install -q -c $(LMMS)/torch.txt -e '.[world,test]' 'lmms-eval==0.7.3' jiwer sacrebleu rouge-score scikit-image
+	touch $@
+
+lmms-eval: $(LMMS)/ready
 	HF_HUB_OFFLINE=1 $(LMMS)/bin/python -m pytest tests/harness/test_lmms_eval.py

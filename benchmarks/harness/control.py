@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from weft.benchmarks.harness.environments import Shown, make_env, spread_of
 from weft.benchmarks.harness.media_files import write_png
 from weft.benchmarks.harness.metrics import normalised_return
-from weft.benchmarks.harness.questions import SLOT, words
+from weft.benchmarks.harness.questions import SLOT, Variant, words
 from weft.benchmarks.harness.record_file import RecordFile
 from weft.benchmarks.harness.samples import Sample
 from weft.benchmarks.harness.task import Task, TaskError
@@ -30,44 +29,6 @@ from weft.tokenizers.segment import Image, Segment, Sensor
 Record = dict[str, Any]
 FRAMES = 8
 """Pictures of a strip."""
-
-
-def make_env(task: Task, render: bool = False) -> Any:
-    """One environment of the task."""
-    try:
-        import gymnasium
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("control tasks need gymnasium; pip install 'weft[control]'") from None
-    assert task.control is not None and task.data.environment is not None
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):  # both are read when a renderer is first imported
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    pixels = task.control.observe == "pixels"
-    options = {**({"render_mode": "rgb_array"} if pixels or render else {}), **task.data.make}
-    try:
-        env = gymnasium.make(task.data.environment, **options)
-    except gymnasium.error.Error as error:
-        raise TaskError(f"environment {task.data.environment!r} cannot be made ({error}); install what registers it") from error
-    if pixels:
-        from gymnasium.wrappers import AddRenderObservation
-
-        env = AddRenderObservation(env, render_only=True)
-    return env
-
-
-def observer(observe: str) -> Callable[[Any], Any] | None:
-    """How an observation is shown, see `Control.observe`."""
-    how, _, key = observe.partition(":")
-    if observe == "state":
-        return None
-    if observe == "pixels":
-        return lambda frame: Image(np.asarray(frame, np.uint8))
-    if how == "pixels" and key:
-        return lambda seen: Image(np.asarray(seen[key], np.uint8))
-    if how == "key" and key:
-        names = key.split("+")
-        return lambda seen: np.concatenate([np.asarray(seen[name], np.float64).reshape(-1) for name in names])
-    raise TaskError(f"control.observe is {observe!r}; use state, pixels, key:NAME, key:NAME+NAME or pixels:NAME")
 
 
 def returns_scale(task: Task, root: Path) -> dict[str, float] | None:
@@ -99,11 +60,12 @@ def play(
     root: Path,
     pool: Sequence[Sample],
     file: RecordFile,
+    variant: Variant,
     *,
     episodes: int,
-    shots: int,
     seed: int,
     batch: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Record]:
     """Play what is not on file yet; the records of all episodes, by seed."""
     control = task.control
@@ -112,18 +74,44 @@ def play(
     scale = returns_scale(task, root)
     if "normalised_return" in task.metrics and scale is None:
         raise TaskError(f"task {task.name!r} normalises returns; give control.random and control.expert, or control.scale")
-    player = _Player(model, task, _demonstrations(task, pool, shots, seed), shots)
     open_seeds = [s for s in seeds if not file.has(str(s), task.digest())]
+    player = _Player(model, task, pool, variant, seed) if open_seeds else None
     # What is said or shown at the start depends on the episode: then each is played alone.
-    own = (task.pick == "similar" and shots) or SLOT.search(control.instruction or "")
-    size = 1 if own else batch
-    for part in _runs(open_seeds, size):
+    own = (task.pick == "similar" and task.shots) or SLOT.search(control.instruction or "")
+    done = len(seeds) - len(open_seeds)
+    for part in _runs(open_seeds, 1 if own else batch):
+        assert player is not None
         found = player.episodes(part)
         for record in found:
             _score(record, scale)
             record["digest"] = task.digest()
         file.add(found)
+        done += len(part)
+        progress(done, len(seeds))
     return [file.records[str(s)] for s in seeds]
+
+
+def chance(task: Task, root: Path, episodes: int) -> list[Record]:
+    """Records of the same episodes played by drawing actions."""
+    control, scale, records = task.control, returns_scale(task, root), []
+    assert control is not None
+    for seed in range(control.first_seed, control.first_seed + episodes):
+        env = make_env(task)
+        try:
+            env.reset(seed=seed)
+            env.action_space.seed(seed)
+            total, length, over = 0.0, 0, False
+            while not over and length < control.max_steps:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total, length, over = total + float(reward), length + 1, bool(terminated or truncated)
+            record: Record = {"key": str(seed), "scores": {"return": total, "length": float(length)}}
+        except Exception as error:
+            record = {"key": str(seed), "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        finally:
+            env.close()
+        _score(record, scale)
+        records.append(record)
+    return records
 
 
 def _runs(seeds: Sequence[int], size: int) -> list[list[int]]:
@@ -146,38 +134,43 @@ def _score(record: Record, scale: dict[str, float] | None) -> None:
         record["scores"]["normalised_return"] = float(normalised_return([total], scale["random"], scale["expert"])[0])
 
 
-def _demonstrations(task: Task, pool: Sequence[Sample], shots: int, seed: int) -> list[list[Segment]]:
+def _demonstrations(task: Task, pool: Sequence[Sample], seed: int) -> list[list[Segment]]:
     """Whole documents of the pool: `shots` drawn ones, or all where the nearest will be chosen."""
-    if not shots:
+    if not task.shots:
         return []
-    if len(pool) < shots:
-        raise TaskError(f"{shots} demonstrations are asked for, the training documents hold {len(pool)}")
-    rows = range(len(pool)) if task.pick == "similar" else np.random.default_rng([seed, 21]).permutation(len(pool))[:shots]
-    return [list(pool[int(i)].load().segments) for i in rows]
+    if len(pool) < task.shots:
+        raise TaskError(f"{task.shots} demonstrations are asked for, the training documents hold {len(pool)}")
+    drawn = np.random.default_rng([seed, 21]).permutation(len(pool))[: task.shots]
+    return [list(pool[int(i)].load().segments) for i in (range(len(pool)) if task.pick == "similar" else drawn)]
 
 
 class _Player:
-    """Rolls episodes out and isolates the ones that crash."""
+    """Rolls episodes of one variant out and isolates the ones that crash."""
 
-    def __init__(self, model: Any, task: Task, shown: list[list[Segment]], shots: int) -> None:
+    def __init__(self, model: Any, task: Task, pool: Sequence[Sample], variant: Variant, seed: int) -> None:
         assert task.control is not None
-        self.model, self.task, self.shown, self.shots = model, task, shown, shots
-        self.control = task.control
-        look = observer(self.control.observe)
-        self.spec = EpisodeSpec(
-            self.control.kind, self.control.rate_hz, self.control.instruction, observe=look, history=self.control.history
-        )
-        similar = task.pick == "similar" and shots
-        self.vectors = model.embed([self._opening(d) for d in shown]) if similar else None
+        self.model, self.task, self.control, self.variant, self.seed = model, task, task.control, variant, seed
+        shown = "demonstrations" not in variant.drop
+        self.shown = _demonstrations(task, pool, seed) if shown else []
+        self.instruction = None if "text" in variant.drop else self.control.instruction
+        self.spec = EpisodeSpec(self.control.kind, self.control.rate_hz, self.instruction, history=self.control.history)
+        similar = task.pick == "similar" and self.shown
+        self.vectors = model.embed([self._opening(d) for d in self.shown]) if similar else None
+        noisy = variant.corruption is not None and variant.corruption.kind == "noise"
+        self.spread = spread_of(task) if noisy else None
+        self.openings: dict[int, Any] = {}
 
     def _opening(self, demonstration: list[Segment]) -> Any:
         return next((s for s in demonstration if isinstance(s, Sensor | Image)), demonstration[0])
+
+    def _env(self) -> Shown:
+        return Shown(self.task, self.variant, self.seed, self.spread, self.openings)
 
     def episodes(self, seeds: list[int]) -> list[Record]:
         """Records of consecutive seeds."""
         try:
             played = self.model.rollout(
-                lambda: make_env(self.task),
+                self._env,
                 self._instructed(seeds[0]),
                 len(seeds),
                 demonstrations=self._chosen(seeds[0]),
@@ -190,17 +183,21 @@ class _Player:
         except Exception as error:
             if len(seeds) > 1:
                 return [record for seed in seeds for record in self.episodes([seed])]
-            return [{"key": str(seeds[0]), "failed": f"{type(error).__name__}: {error}".splitlines()[0]}]
+            return [self._about(seeds[0], {"failed": f"{type(error).__name__}: {error}".splitlines()[0]})]
         return [self._record(seed, episode) for seed, episode in zip(seeds, played.episodes, strict=True)]
+
+    def _about(self, seed: int, record: Record) -> Record:
+        return {"key": str(seed), "metadata": self.openings.get(seed, {}), **record}
 
     def _instructed(self, seed: int) -> EpisodeSpec:
         """The spec with `{mission}` in the instruction replaced by that entry of the episode's first observation."""
-        if not SLOT.search(self.control.instruction or ""):
+        if not SLOT.search(self.instruction or ""):
             return self.spec
-        return replace(self.spec, instruction=words(self.control.instruction or "", self._first(seed)))
+        self._first(seed)
+        return replace(self.spec, instruction=words(self.instruction or "", self.openings[seed]))
 
-    def _first(self, seed: int) -> Any:
-        env = make_env(self.task)
+    def _first(self, seed: int) -> Segment:
+        env = self._env()
         try:
             return env.reset(seed=seed)[0]
         finally:
@@ -210,20 +207,16 @@ class _Player:
         """Demonstrations for an episode: those whose first observation is nearest to its own, the nearest last."""
         if self.vectors is None:
             return self.shown
-        seen = self._first(seed)
-        first = self.spec.observe(seen) if self.spec.observe else seen
-        if not isinstance(first, Segment):
-            first = Sensor(np.asarray(first, np.float64).reshape(1, -1), rate_hz=self.control.rate_hz, kind=self.control.kind)
-        near = np.argsort(-(self.vectors @ self.model.embed([first])[0]), kind="stable")[: self.shots]
+        near = np.argsort(-(self.vectors @ self.model.embed([self._first(seed)])[0]), kind="stable")[: self.task.shots]
         return [self.shown[int(i)] for i in reversed(near)]
 
     def _record(self, seed: int, episode: Any) -> Record:
         total = episode.total
         if not np.isfinite(total):
-            return {"key": str(seed), "failed": "the environment gave a reward that is not finite"}
+            return self._about(seed, {"failed": "the environment gave a reward that is not finite"})
         actions = [np.asarray(action).tolist() for action in episode.actions]
         scores = {"return": total, "length": float(len(episode))}
-        return {"key": str(seed), "scores": scores, "actions": actions, "ended": episode.ended}
+        return self._about(seed, {"scores": scores, "actions": actions, "ended": episode.ended})
 
 
 def strip(task: Task, record: Record, path: Path) -> str | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weft.benchmarks.harness import control
+from weft.benchmarks.harness import control, environments
 from weft.benchmarks.harness.aggregate import gaps, summarise
 from weft.benchmarks.harness.ask import Asker, Progress
 from weft.benchmarks.harness.baselines import baselines
@@ -137,29 +137,43 @@ class _Run:
 
     def _control(self, data: TaskData) -> dict[str, Any]:
         assert self.task.control is not None
-        episodes = self.config.episodes or self.task.control.episodes
-        file = RecordFile(self.out / f"episodes-{self._key(data, Variant())}.jsonl")
+        rounds = self.config.rounds
+        records, file = self._episodes(data, Variant())
+        out: dict[str, Any] = {**summarise(self.task, records, rounds), "records": file}
+        if self.task.slices:
+            out["slices"] = gaps(self.task, records, rounds)
+        if "chance" in self.task.baselines:
+            played = control.chance(self.task, self.root, len(records))
+            out["baselines"] = {"chance": _short(summarise(self.task, played, rounds))}
+        tables = {
+            "missing": environments.removals(self.task) if self.config.missing else [],
+            "corrupt": environments.spoilt(self.task) if self.config.corrupt else [],
+        }
+        for table, variants in tables.items():
+            if variants:
+                asked = {v.name: self._episodes(data, v)[0] for v in variants}
+                out[table] = {name: _short(summarise(self.task, some, rounds)) for name, some in asked.items()}
+        strips, scale = self._strips(records), control.returns_scale(self.task, self.root)
+        return {**out, **({"scale": scale} if scale else {}), **({"strips": strips} if strips else {})}
+
+    def _episodes(self, data: TaskData, variant: Variant) -> tuple[list[Record], str]:
+        """Records of all episodes in one variant, and the name of their file."""
+        assert self.task.control is not None
+        stem = "episodes" if variant == Variant() else f"episodes-{slug(variant.name)}"
+        file = RecordFile(self.out / f"{stem}-{self._key(data, variant)}.jsonl")
         records = control.play(
             self.model,
             self.task,
             self.root,
             data.pool,
             file,
-            episodes=episodes,
-            shots=self.task.shots,
+            variant,
+            episodes=self.config.episodes or self.task.control.episodes,
             seed=self.config.seed,
             batch=self.config.batch,
+            progress=lambda done, total: self.progress(f"{self.task.name}: {variant.name}", done, total),
         )
-        self.progress(self.task.name, episodes, episodes)
-        found = summarise(self.task, records, self.config.rounds)
-        scale = control.returns_scale(self.task, self.root)
-        strips = self._strips(records)
-        return {
-            **found,
-            "records": file.path.name,
-            **({"scale": scale} if scale else {}),
-            **({"strips": strips} if strips else {}),
-        }
+        return records, file.path.name
 
     def _strips(self, records: Sequence[Record]) -> dict[str, str]:
         """Picture strips of the worst and the best episode."""

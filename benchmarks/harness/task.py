@@ -21,6 +21,13 @@ Answer = Literal["text", "choices", "image", "audio", "forecast", "retrieval", "
 ANSWERS: tuple[str, ...] = get_args(Answer)
 Baseline = Literal["chance", "majority", "persistence", "specialist"]
 Modality = Literal["all", "text", "image", "video", "audio", "sensor", "action"]
+BASELINES: dict[str, tuple[str, ...]] = {
+    "chance": ("choices", "retrieval", "control"),
+    "majority": ("text", "choices"),
+    "persistence": ("forecast",),
+    "specialist": ("text", "choices"),
+}
+"""Which answers a baseline can give."""
 SUITES = Path(__file__).parent / "suites"
 
 
@@ -80,7 +87,10 @@ class Control:
     instruction: str | None = None
     """Said before the episode; `{mission}` stands for that entry of its first observation."""
     observe: str = "state"
-    """`state`: numbers. `pixels`: the rendered frame. `key:A+B`: entries of a dict. `pixels:A`: an entry as a picture."""
+    """`state`: numbers. `frame`: the observation is a picture. `pixels`: the rendered frame. `key:A+B`: entries of a dict.
+    `pixels:A`: an entry as a picture."""
+    frame: tuple[int, ...] = ()
+    """[height, width] to which pictures are brought; empty: as they come."""
     episodes: int = 50
     max_steps: int = 1000
     first_seed: int = 200_000
@@ -94,6 +104,8 @@ class Control:
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.max_steps < 1 or self.rate_hz <= 0:
             raise TaskError("control needs episodes, max_steps and rate_hz above zero")
+        if self.frame and (len(self.frame) != 2 or min(self.frame) < 1):
+            raise TaskError(f"control.frame is {list(self.frame)}; write [height, width] in pixels")
         if (self.random is None) != (self.expert is None):
             raise TaskError("control needs both random and expert returns, or neither")
 
@@ -145,7 +157,7 @@ class Task:
     """Manifest on which a specialist is trained that names what generated media show (metric `judged`)."""
     consistency: Consistency | None = None
     within_s: float = 0.1
-    """Tolerance of metric `temporal`."""
+    """Tolerance of metric `temporal`; `temporal:250` states its own, in milliseconds."""
     baselines: tuple[Baseline, ...] = ()
     slices: tuple[str, ...] = ()
     """Metadata columns; the gap between best and worst is reported."""
@@ -159,6 +171,11 @@ class Task:
                 raise TaskError(f"there is no metric {metric!r}; for {self.answer} there are {', '.join(legal(self.answer))}")
             if self.answer not in MEASURES[name].answers:
                 raise TaskError(f"metric {metric!r} does not fit answer {self.answer!r}; use {', '.join(legal(self.answer))}")
+            _check_detail(metric)
+        for baseline in self.baselines:
+            if self.answer not in BASELINES[baseline]:
+                fit = ", ".join(name for name, answers in BASELINES.items() if self.answer in answers) or "none"
+                raise TaskError(f"baseline {baseline!r} does not fit answer {self.answer!r}; use {fit}")
         needs = {
             "choices": (self.answer == "choices", bool(self.choices)),
             "control": (self.answer == "control", self.control is not None and self.data.environment is not None),
@@ -182,6 +199,18 @@ class Task:
     def digest(self) -> str:
         """SHA-256 of everything that the task says."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _check_detail(metric: str) -> None:
+    """What stands behind the colon of a metric: milliseconds of `temporal`, a modality of `perplexity`."""
+    name, _, detail = metric.partition(":")
+    if not detail:
+        return
+    if name == "temporal" and detail.isdigit() and int(detail) > 0:
+        return
+    if name == "perplexity" and detail in get_args(Modality)[1:]:
+        return
+    raise TaskError(f"metric {metric!r} is unknown; write temporal:MILLISECONDS or perplexity:MODALITY, or {name!r} alone")
 
 
 def legal(answer: str) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from weft.benchmarks.harness.control import make_env, returns_scale
+from weft.benchmarks.harness.control import returns_scale
+from weft.benchmarks.harness.environments import make_env
 from weft.benchmarks.harness.questions import Variant, demonstration, question, random_picker
 from weft.benchmarks.harness.samples import task_data
 from weft.benchmarks.harness.task import find_tasks
