@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("weft.commands.stream:inspect", "show a document as one token stream, as text and as a page"),
     "prepare": ("weft.commands.data:prepare", "pack documents into shards"),
     "fit-tokenizer": ("weft.commands.data:fit_tokenizer", "fit a tokenizer on prepared documents"),
+    "tokenize": ("weft.commands.data:tokenize", "tokenize a run's documents ahead of training"),
     "data-report": ("weft.commands.data:report", "count what is in a folder of shards"),
     "train": ("weft.commands.train:train", "pretrain or fine-tune from a YAML run"),
     "plan": ("weft.commands.train:plan", "estimate memory, speed and cost of a run without building it"),

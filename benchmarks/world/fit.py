@@ -18,7 +18,6 @@ import torch
 
 from weft.benchmarks.world.documents import QUESTIONS, RECIPES
 from weft.benchmarks.world.material import lines
-from weft.benchmarks.world.parallel import each
 from weft.tokenizers.action import ActionConfig, ActionTokenizer
 from weft.tokenizers.audio import AudioConfig, AudioTokenizer
 from weft.tokenizers.bundle import StreamTokenizer
@@ -30,6 +29,7 @@ from weft.tokenizers.sensor import SensorConfig, SensorTokenizer
 from weft.tokenizers.stream import StreamConfig
 from weft.tokenizers.text import TextTokenizer
 from weft.tokenizers.video import VideoConfig, VideoTokenizer
+from weft.training.parallel import each
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The main job: world, shards, tokenizers, ONE model, specialists, evaluation, report; each stage once, resumable.
+"""The main job: world, shards, tokenizers, streams, ONE model, specialists, evaluation, report; each stage once, resumable.
 
-In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ run/ specialists.json report.html report.json`.
+In: a folder and a time budget. Out, in the folder: `world/ shards/ tokenizer/ streams/ run/ specialists.json report.html
+report.json`.
 A stage that finished leaves `.stages/NAME.json` (its seconds) and is skipped by the next call; training itself goes on from its
 last checkpoint.
 """
@@ -23,11 +24,14 @@ from weft.benchmarks.world import recipe
 from weft.benchmarks.world.build import build_world
 from weft.benchmarks.world.evaluate import Result, evaluate
 from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers, one_thread
-from weft.benchmarks.world.parallel import each
 from weft.benchmarks.world.specialists import SPECIALISTS, Score, score_specialists
 from weft.benchmarks.world.tasks import TASKS
 from weft.tokenizers.bundle import StreamTokenizer
+from weft.training.config import RunConfig
 from weft.training.data.prepare import prepare
+from weft.training.data.shards import ShardDataset
+from weft.training.data.stored import store_source
+from weft.training.parallel import each
 
 if TYPE_CHECKING:
     from weft.inference.generalist import Generalist
@@ -118,6 +122,7 @@ def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress
     )
     stages.run("shards", lambda: shard(world, root / "shards", say))
     stages.run("tokenizers", lambda: tokenize(world, root, config, say))
+    stages.run("streams", lambda: make_streams(root, config, say))
     stages.run("training", lambda: train_model(root, config, say))
     stages.run("specialists", lambda: specialise(root, say))
     results: dict[str, Result] = {}
@@ -157,23 +162,38 @@ def tokenize(world: Path, root: Path, config: Quickstart, say: Progress) -> None
     write(root / "codecs.json", {name: asdict(r) for name, r in reports.items()})
 
 
-def train_model(root: Path, config: Quickstart, say: Progress) -> None:
-    """One model on all of it: on a GPU in this process, on a CPU in one single-threaded process per core.
+def run_of(root: Path, config: Quickstart) -> RunConfig:
+    """What is trained, and how: on a GPU in one process, on a CPU in one single-threaded process per core.
 
     Small matrices gain little from a second thread, and every operation waits for the slower one; two processes that exchange
     gradients once a step do not wait.
     """
     run = recipe.run_config(root, StreamTokenizer.load(root / "tokenizer"), seed=config.seed, sizes=config.sizes)
-    run = replace(run, data=replace(run.data, batch_tokens=config.batch_tokens))
     ranks = recipe.ranks(config.device)
-    steps, budget = config.max_steps, None if config.max_steps else config.minutes * 60
-    run = replace(
+    return replace(
         run,
-        max_steps=steps,
-        max_seconds=budget,
-        data=replace(run.data, micro_batches=ranks),
+        max_steps=config.max_steps,
+        max_seconds=None if config.max_steps else config.minutes * 60,
+        data=replace(run.data, batch_tokens=config.batch_tokens, micro_batches=ranks),
         engine=replace(run.engine, device=config.device, threads=1 if ranks > 1 else None),
     )
+
+
+def make_streams(root: Path, config: Quickstart, say: Progress) -> None:
+    """Every training document as tokens: a model this small learns from one in less time than it takes to make."""
+    data = run_of(root, config).data
+    sources = sorted(data.sources, key=lambda s: -len(ShardDataset(s.path)))  # the longest first
+    each(
+        partial(store_source, config=data, plan=data.loss_plan, tokenizer_folder=root / "tokenizer"),
+        sources,
+        done=lambda count, source: say("streams", count / len(sources), source.name),
+    )
+
+
+def train_model(root: Path, config: Quickstart, say: Progress) -> None:
+    """One model on all of it."""
+    run = run_of(root, config)
+    ranks = run.data.micro_batches
     path = root / "run.yaml"
     path.write_text(run.to_yaml(), encoding="utf-8")
     if ranks == 1:

@@ -1,5 +1,6 @@
 """A step's batches are a function of (seed, step); bad samples are replaced; nothing depends on who asks, or when."""
 
+import functools
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from weft.training.data.loader import Loader, StepData
 from weft.training.data.prepare import prepare
 from weft.training.data.quarantine import TooManyBadSamples
 from weft.training.data.shards import ShardDataset
+from weft.training.data.stored import store_source
 
 CONFIG = LoaderConfig(
     batch_tokens=700, length=192, micro_batches=4, round_to=16, dropout={"image": 0.3, "audio": 0.3}, prefetch=0
@@ -308,3 +311,47 @@ def test_a_loaded_document_is_the_encoded_document(data: Path) -> None:
                     np.testing.assert_array_equal(getattr(stream, name), getattr(plain, name), err_msg=f"{stream.id} {name}")
                 seen += 1
         assert seen > 10
+
+
+def settled(count: int) -> list[dict[str, Any]]:
+    """Documents of which every second one says of all its segments whether they are learnt."""
+    made = documents(count)
+    for document in made[::2]:
+        for segment in document["segments"]:
+            segment["role"] = "target" if "text" in segment else "observed"
+    return made
+
+
+def test_streams_made_ahead_give_the_same_batches(data: Path, tmp_path: Path) -> None:
+    prepare(write_manifest(tmp_path / "raw", settled(60)), tmp_path / "mixed")
+    sources = [SourceConfig(str(tmp_path / "mixed"), weight=0.7), SourceConfig(str(data / "control"), weight=0.3, control=True)]
+    config = LoaderConfig(
+        batch_tokens=700, length=48, micro_batches=2, round_to=16, prefetch=0, streams_folder=str(tmp_path / "streams")
+    )
+    loader = functools.partial(Loader, sources, tokenizer(), seed=5, plan=PRESETS["dense"])
+    fresh = loader(config)
+    want = [digest(fresh.step(s).batches) for s in range(12)]
+    assert fresh.assembler.stored == [None, None]
+    paths = {source.name: store_source(source, config, fresh.plan, data / "tokenizer") for source in fresh.sources}
+    stamp = {path: path.stat().st_mtime_ns for path in paths.values()}
+    ahead = loader(config)
+    mixed, control = ahead.assembler.stored
+    assert mixed is not None and control is None, "demonstrations are drawn for control, so nothing of it is settled"
+    made = [mixed.get(n, None) is not None for n in range(len(ahead.datasets[0]))]
+    assert any(made) and not all(made), "long documents and undecided roles are left to the loader"
+    assert [digest(ahead.step(s).batches) for s in range(12)] == want
+    assert ahead.assembler.count == fresh.assembler.count
+    assert store_source(ahead.sources[0], config, ahead.plan, data / "tokenizer") == paths["mixed"]
+    assert {path: path.stat().st_mtime_ns for path in paths.values()} == stamp, "what is there is not made again"
+
+
+def test_streams_of_another_plan_or_length_are_not_used(data: Path, tmp_path: Path) -> None:
+    config = LoaderConfig(length=48, streams_folder=str(tmp_path), prefetch=0)
+    source = SourceConfig(str(data / "mixed"))
+    store_source(source, config, PRESETS["dense"], data / "tokenizer")
+    assert Loader([source], tokenizer(), config, seed=5, plan=PRESETS["dense"]).assembler.stored[0] is not None
+    assert Loader([source], tokenizer(), config, seed=5, plan=PRESETS["gato"]).assembler.stored[0] is None
+    longer = LoaderConfig(length=49, streams_folder=str(tmp_path), prefetch=0)
+    assert Loader([source], tokenizer(), longer, seed=5, plan=PRESETS["dense"]).assembler.stored[0] is None
+    with pytest.raises(ValueError, match="streams_folder is null"):
+        store_source(source, LoaderConfig(), PRESETS["dense"], data / "tokenizer")

@@ -16,14 +16,15 @@ from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.pack import cut_stream
 from weft.tokenizers.plan import LossPlan
-from weft.tokenizers.stream import Stream, join
+from weft.tokenizers.stream import Stream
 from weft.training.data.bounded import Bounded
 from weft.training.data.config import LoaderConfig, SourceConfig
-from weft.training.data.documents import BadSample, Documents, Ready
+from weft.training.data.documents import BadSample, Documents, Ready, stream_of
 from weft.training.data.prompts import demonstration, prepend
 from weft.training.data.quarantine import Quarantine
 from weft.training.data.sampling import becomes_target, choose_pair, dropped, prompt_draw, replacement
 from weft.training.data.shards import ShardDataset
+from weft.training.data.stored import open_stored
 from weft.training.random import integer, uniform
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ class Assembler:
         """Per source and unit: the sample numbers that are drawn together."""
         self._tasks = [_tasks(d) if s.control else {} for s, d in zip(sources, self.datasets)]
         self.count = {"cut": 0, "replaced": 0}
+        self.stored = [
+            None if config.dropout or s.control else open_stored(config.streams_folder, d, tokenizer, plan, config.length)
+            for s, d in zip(sources, self.datasets)
+        ]
+        """Per source: streams made ahead, where neither dropout nor demonstrations are drawn."""
         self._built: Bounded[Hashable, Stream] = Bounded(config.stream_cache_bytes)
 
     def members(self, source: int, unit: int, draw: int) -> list[int]:
@@ -62,6 +68,8 @@ class Assembler:
     def draw(self, draw: int, source: int, numbers: Sequence[int]) -> list[Stream]:
         """The streams of one draw. Raises `TooManyBadSamples` beyond the budget."""
         for attempt in range(ATTEMPTS):
+            if (made := self._made(source, numbers)) is not None:
+                return made
             try:
                 ready = [self._get(draw, source, number) for number in numbers]
                 return [s for member, doc in enumerate(ready) for s in self._stream(draw, source, numbers[member], member, doc)]
@@ -73,6 +81,14 @@ class Assembler:
         raise BadSample(
             f"source {self.sources[source].name!r}: {ATTEMPTS} replacements of draw {draw} were bad; check its shards"
         )
+
+    def _made(self, source: int, numbers: Sequence[int]) -> list[Stream] | None:
+        """The streams that were made ahead, if nothing is drawn for them."""
+        stored = self.stored[source]
+        if stored is None:
+            return None
+        found = [stored.get(number, self.datasets[source].locate(number)[1].pair) for number in numbers]
+        return None if None in found else [stream for stream in found if stream is not None]
 
     def _get(self, draw: int, source: int, number: int) -> Ready:
         name = self.datasets[source].name(number)
@@ -107,16 +123,12 @@ class Assembler:
         return cut_stream(stream, self.config.length)
 
     def _build(self, draw: int, source: int, number: int, ready: Ready, items: Sequence[Prepared]) -> Stream:
-        builder = self.tokenizer.builder()
-        opened = builder.open()  # first: the builder hands out positions in the order in which it is asked
         try:
-            body = builder.add(items, self.plan, None)
+            return stream_of(self.tokenizer, self.plan, ready, items)
         except ValueError as error:
             name = self.datasets[source].name(number)
             self.quarantine.add(self.sources[source].name, name, draw, str(error))
             raise BadSample(f"{name}: {error}") from error
-        stream = join([opened, *([body] if body is not None else []), builder.close()])
-        return replace(stream, pair=ready.pair, id=ready.id)
 
     def _roles(self, items: Sequence[Prepared], draw: int, member: int) -> list[Prepared]:
         """Undecided segments become targets with the plan's probability; one without codes stays observed."""

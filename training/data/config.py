@@ -31,6 +31,14 @@ class SourceConfig:
         for name in ("prompt_rate", "prompt_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} of source {self.path} must lie in 0 to 1")
+        for name in ("weight", "repeats", "cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(
+                    f"{name}={value:g} of source {self.path} must be above 0; leave the source out to give it none"
+                )
+        if not self.path:
+            raise ValueError("path is empty; name a folder that `weft prepare` wrote")
         if not self.name:
             object.__setattr__(self, "name", Path(self.path.rstrip("/").rpartition("://")[2]).name)
 
@@ -63,6 +71,8 @@ class LoaderConfig:
     document_cache_bytes: int = 2**28
     stream_cache_bytes: int = 2**28
     """Finished streams, for data that is read in several passes."""
+    streams_folder: str | None = None
+    """Streams that `weft tokenize RUN.yaml` made ahead, so that ranks only copy them; what is not there is made when drawn."""
     shard_cache_folder: str | None = None
     shard_cache_bytes: int = 2**34
     """For sources behind a URL."""
@@ -72,11 +82,24 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "length", "micro_batches", "round_to"):
             if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("prefetch", "decode_workers", "token_cache_bytes", "document_cache_bytes", "stream_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for modality, rate in self.dropout.items():
             if not 0 <= rate <= 1:
-                raise ValueError(f"data.dropout.{modality}={rate} must lie in 0 to 1")
-        if self.prefetch < 0 or (self.draws_per_step is not None and self.draws_per_step < self.micro_batches):
-            raise ValueError("data.prefetch must be at least 0, and draws_per_step at least micro_batches")
+                raise ValueError(f"dropout of {modality} must lie in 0 to 1, got {rate:g}")
+        if not 0 <= self.bad_budget <= 1:
+            raise ValueError(f"bad_budget must be a share from 0 to 1 (0.001 = 0.1 %), got {self.bad_budget:g}")
+        if not self.decode_timeout_s > 0:
+            raise ValueError(f"decode_timeout_s must be above 0 seconds, got {self.decode_timeout_s:g}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0 (1 = by size, larger = more even), got {self.temperature:g}")
+        if self.draws_per_step is not None and self.draws_per_step < self.micro_batches:
+            raise ValueError(
+                f"draws_per_step must be at least micro_batches={self.micro_batches}, got {self.draws_per_step}; raise it"
+            )
         if self.max_tokens is not None and self.max_tokens < self.length:
-            raise ValueError(f"data.max_tokens={self.max_tokens} must hold a document of length {self.length}")
+            raise ValueError(
+                f"max_tokens={self.max_tokens} must hold a document of length={self.length}; raise it or lower length"
+            )

@@ -16,8 +16,9 @@ from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.clock import segment_start
 from weft.tokenizers.identity import media_key
 from weft.tokenizers.interleave import Prepared
+from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.segment import Document
-from weft.tokenizers.stream import StreamError
+from weft.tokenizers.stream import Stream, StreamError, join
 from weft.training.data.bounded import Bounded
 from weft.training.data.decode_pool import DecodePool, WorkerFailure
 from weft.training.data.index import ShardError
@@ -53,6 +54,15 @@ class _Skeleton:
     items: tuple[Any, ...]
     """Per segment: (segment without its media, start in ns)."""
     keys: tuple[str, ...]
+
+
+def stream_of(tokenizer: StreamTokenizer, plan: LossPlan | None, ready: Ready, items: Sequence[Prepared]) -> Stream:
+    """A document's stream with these of its segments, roles decided. Raises ValueError where they cannot stand in one."""
+    builder = tokenizer.builder()
+    opened = builder.open()  # first: the builder hands out positions in the order in which it is asked
+    body = builder.add(items, plan, None)
+    stream = join([opened, *([body] if body is not None else []), builder.close()])
+    return replace(stream, pair=ready.pair, id=ready.id)
 
 
 class Documents:
@@ -163,4 +173,4 @@ class Documents:
         return tokens
 
 
-__all__ = ["BadSample", "Documents", "Ready"]
+__all__ = ["BadSample", "Documents", "Ready", "stream_of"]

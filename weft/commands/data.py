@@ -60,7 +60,7 @@ def prepare(
     refused = sum(report.refused.values())
     print(f"{refused:,} refused" + ("" if refused else ": every document can be used"))
     for reason, count in report.refused.items():
-        print(f"  {count:>8,}  {reason}")
+        print(f"  {count:>8,}  {reason}; the first: {report.first[reason]}")
     if refused:
         print(f"each is named, with the reason, in {report.folder}/refused.jsonl")
 
@@ -114,6 +114,29 @@ def fit_tokenizer(
     modalities = ", ".join(tokenizer.tokenizers)
     print(f"{out}: {modalities}; {len(tokenizer.vocabulary):,} ids, digest {tokenizer.digest()[:16]}")
     print(f"a document has {lengths[len(lengths) // 2]:,} tokens in the median, {lengths[-1]:,} at most (of {len(lengths)})")
+
+
+def tokenize(run: str, *overrides: str, workers: int = 1) -> None:
+    """Make the streams of a run's sources ahead of training, so that its ranks only copy them. What is there is kept.
+
+    Args:
+        run: run file with data.streams_folder, the folder that they go to.
+        overrides: section.key=value, for example data.streams_folder=runs/streams.
+        workers: sources that are tokenised side by side.
+    """
+    from functools import partial
+
+    from weft.training.config import load_run
+    from weft.training.data.stored import store_source
+    from weft.training.parallel import each
+
+    config = load_run(run, overrides)
+    data = config.data
+    if data.streams_folder is None or data.tokenizer is None:
+        raise UsageError("the run needs data.streams_folder and data.tokenizer; add data.streams_folder=FOLDER")
+    work = partial(store_source, config=data, plan=data.loss_plan, tokenizer_folder=data.tokenizer)
+    paths = each(work, data.sources, processes=workers, done=lambda count, source: print(f"{source.name} is done", flush=True))
+    print(f"{data.streams_folder}: {sum(path.stat().st_size for path in paths) / 2**20:,.1f} MiB for {len(paths)} sources")
 
 
 def report(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from weft.benchmarks.world.parallel import each
+from weft.training.parallel import each
 
 
 def squared(number: int) -> tuple[int, int]:
