@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 import weft
 from tests.inference.conftest import clip, make_model, make_tokenizer, picture, readings
@@ -21,8 +22,8 @@ from weft.inference.load import save
 
 ROOT = Path(__file__).parents[1]
 OWN = (
-    "inspect", "prepare", "fit-tokenizer", "data-report", "train", "plan", "export", "generate", "predict", "embed", "search",
-    "explain",
+    "inspect", "prepare", "fit-tokenizer", "tokenize", "data-report", "train", "plan", "export", "generate", "predict", "embed",
+    "search", "explain",
 )  # fmt: skip
 checkout = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="reads the examples of a checkout")
 
@@ -130,6 +131,10 @@ def test_help_explains_every_option(name: str, capsys: pytest.CaptureFixture[str
         ("generate model hi --produce action", "--space"),
         ("generate model hi --grid 4by4 --produce image", "4x6"),
         ("generate model hi --device cuda:77", "cuda:77"),
+        ("generate model hi --edit photo.png", "give both or neither"),
+        ("generate model hi --edit photo.png --keep 3.5", "--keep"),
+        ("generate model hi --quantize int3", "'int8' or 'int4'"),
+        ("embed model photo.png --index postgresql://here/db", "names no index"),
         ("generate model imu.csv", "--rate-hz"),
         ("generate model imu.csv --rate-hz 50", "--kind"),
         ("predict model hi", "exactly one of --choices, --horizon and --action"),
@@ -175,6 +180,18 @@ def test_generate_saves_media_and_never_over_an_earlier_reply(here: Path, capsys
     with Image.open(paths[0]) as found:
         assert found.size == (12, 8)
     assert [p.suffix for p in paths[:2]] == [".png", ".wav"]
+
+
+def test_generate_keeps_a_part_of_a_picture_and_of_a_sound(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weft_("generate model 'finish it' --edit photo.png --keep 0.5 --out edited --seed 2")
+    weft_("generate model 'go on' --edit word.wav --keep 0.5 --out edited --seed 2")
+    image, sound = (Path(p) for p in capsys.readouterr().out.split())
+    model = weft.load("model")
+    assert np.array_equal(
+        np.asarray(to_picture(model.generate("finish it", weft.Image("photo.png"), keep=0.5, seed=2).image.pixels)),
+        np.asarray(Pillow.open(image)),
+    )
+    assert sound.suffix == ".wav" and sound.stat().st_size > 44
 
 
 def test_generate_goes_on_with_a_sensor_and_acts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

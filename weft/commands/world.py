@@ -89,6 +89,7 @@ def expected(config: Any) -> dict[str, float]:
         "world": EXPECTED_S["world"] * share,
         "shards": EXPECTED_S["shards"] * share,
         "tokenizers": EXPECTED_S["tokenizers"],
+        "streams": EXPECTED_S["streams"] * share,
         "training": training,
         "specialists": EXPECTED_S["specialists"] * share,
         "evaluation": EXPECTED_S["evaluation"] * max(0.1, tested * share),
