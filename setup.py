@@ -44,7 +44,7 @@ class BuildWithKernels(build_py):
         if not cuda_wanted() or (self.editable_mode and not forced):
             return
         try:
-            spec = importlib.util.spec_from_file_location("weft_cuda_build", HERE / "kernels" / "cuda.py")
+            spec = importlib.util.spec_from_file_location("weft_cuda_build", HERE / "kernels" / "cuda_library.py")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             folder = HERE / "kernels" if self.editable_mode else Path(self.build_lib) / "weft" / "kernels"

@@ -53,6 +53,37 @@ WEFT_KERNEL norm_rope_forward(const T* x, const float* weight, const float* cosi
   }
 }
 
+// The same for keys, written straight to where they are kept, with the values beside them. Token t's place is slot[t] of a cache
+// [pages 2 G PAGE K] (slot = page number * PAGE + place in the page; -1: kept nowhere). y [T G K] is written as well.
+template <int K, class T>
+WEFT_KERNEL norm_rope_store(const T* k, const T* v, const float* weight, const float* cosine, const float* sine, const int64_t* slot,
+                            T* cache, T* y, int tokens, int groups, int64_t k_token, int64_t k_group, int64_t v_token,
+                            int64_t v_group, int64_t page, float eps, int blocks) {
+  int lane = thread_index() % 32, warps = NORM_ROPE_THREADS / 32;
+  int64_t rows = (int64_t)tokens * groups;
+  for (int64_t row = (int64_t)block_index() * warps + thread_index() / 32; row < rows; row += (int64_t)blocks * warps) {
+    int64_t token = row / groups, group = row % groups, at = slot[token];
+    Row<K / 64> a = load_row<K>(k + token * k_token + group * k_group, lane);
+    float r = inverse_rms<K>(a, eps);
+    T* kept = at < 0 ? nullptr : cache + ((at / page * 2 * groups + group) * page + at % page) * K;
+    WEFT_UNROLL
+    for (int e = 0; e < K / 64; ++e) {
+      int pair = lane + 32 * e;
+      float c = cosine[token * (K / 2) + pair], s = sine[token * (K / 2) + pair];
+      float u = a.first[e] * r * weight[pair], w = a.second[e] * r * weight[pair + K / 2];
+      T first = narrow_to<T>(u * c - w * s), second = narrow_to<T>(w * c + u * s);
+      y[row * K + pair] = first;
+      y[row * K + pair + K / 2] = second;
+      if (!kept) continue;
+      const T* value = v + token * v_token + group * v_group;
+      kept[pair] = first;
+      kept[pair + K / 2] = second;
+      kept[groups * page * K + pair] = value[pair];
+      kept[groups * page * K + pair + K / 2] = value[pair + K / 2];
+    }
+  }
+}
+
 // g = the gradient turned back; dx = r w g - r^3 x mean(x w g); the gradient of w is the sum of x r g over rows: each block writes
 // its own part of it [blocks K], so the sum has one order and needs no atomics. dy [T H K] contiguous.
 template <int K, class T>

@@ -16,7 +16,8 @@ using torch::stable::Tensor;
 static void check(const Tensor& x, const Tensor& weight, const Tensor& cosine, const Tensor& sine) {
   STD_TORCH_CHECK(x.dim() == 3 && x.stride(2) == 1, "x must be [T H K] with channels side by side");
   STD_TORCH_CHECK(x.size(2) == 64 || x.size(2) == 128, "the head width must be 64 or 128");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Float, "x must be bfloat16 or float32");
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::Float,
+                  "x must be bfloat16, float16 or float32");
   for (const Tensor* table : {&weight, &cosine, &sine})
     STD_TORCH_CHECK(table->scalar_type() == ScalarType::Float && table->is_contiguous(), "tables must be contiguous float32");
   STD_TORCH_CHECK(weight.numel() == x.size(2), "weight must be [K]");
@@ -62,8 +63,10 @@ static void qk_norm_rope(Tensor x, Tensor weight, Tensor cosine, Tensor sine, Te
   check_result(y, x);
   if (x.numel() == 0) return;
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  bool narrow = x.scalar_type() == ScalarType::BFloat16, small = x.size(2) == 64;
-  auto run = narrow ? (small ? forward<64, bf16> : forward<128, bf16>) : (small ? forward<64, float> : forward<128, float>);
+  bool small = x.size(2) == 64;
+  auto run = x.scalar_type() == ScalarType::BFloat16 ? (small ? forward<64, bf16> : forward<128, bf16>)
+             : x.scalar_type() == ScalarType::Half   ? (small ? forward<64, fp16> : forward<128, fp16>)
+                                                     : (small ? forward<64, float> : forward<128, float>);
   run(x, weight, cosine, sine, y, (float)eps, (int)blocks);
 }
 
@@ -75,8 +78,10 @@ static void qk_norm_rope_backward(Tensor dy, Tensor x, Tensor weight, Tensor cos
   STD_TORCH_CHECK(parts.dim() == 2 && parts.size(1) == x.size(2) && parts.scalar_type() == ScalarType::Float && parts.is_contiguous(),
                   "weight parts must be contiguous float32 [blocks K]");
   torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  bool narrow = x.scalar_type() == ScalarType::BFloat16, small = x.size(2) == 64;
-  auto run = narrow ? (small ? backward<64, bf16> : backward<128, bf16>) : (small ? backward<64, float> : backward<128, float>);
+  bool small = x.size(2) == 64;
+  auto run = x.scalar_type() == ScalarType::BFloat16 ? (small ? backward<64, bf16> : backward<128, bf16>)
+             : x.scalar_type() == ScalarType::Half   ? (small ? backward<64, fp16> : backward<128, fp16>)
+                                                     : (small ? backward<64, float> : backward<128, float>);
   run(dy, x, weight, cosine, sine, dx, parts, (float)eps);
 }
 
