@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from weft.kernels.attention import attention
-from weft.kernels.fused import qk_norm_rope
 from weft.kernels.layout import StreamLayout
+from weft.kernels.norm_rope import qk_norm_rope
 from weft.kernels.rotary import Rotary
 from weft.model.config import ModelConfig
 
