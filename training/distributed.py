@@ -101,6 +101,17 @@ def gather_integers(numbers: Tensor) -> Tensor:
     return torch.stack(rows).to(numbers.device)
 
 
+def gather_flat(mine: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Flat tensors of every rank, of `sizes[rank]` numbers each."""
+    if world().size == 1:
+        return [mine]
+    padded = mine.new_zeros(max(sizes))
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return [part[:size] for part, size in zip(parts, sizes)]
+
+
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     """Rows [P_r D] of every rank, one after the other; gradient flows into this rank's own rows only.
 

@@ -211,7 +211,8 @@ class LocalEngine:
         self.objective = Objective(self.model, loss, engine.recompute)
         if engine.compile:
             compile_blocks(self.model)
-        self.optimizers = build_optimizers(self.model, optimizer)
+        same = World() if engine.expert_parallel > 1 else self.world  # who holds the same weights
+        self.optimizers = build_optimizers(self.model, optimizer, ranks=same)
         self.trainable = [p for group in self.optimizers.param_groups for p in group["params"]]
         names = {id(p): name for name, p in self.model.named_parameters()}
         divided = {id(p) for p in self.trainable if self.groups.divides(names[id(p)])}

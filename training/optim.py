@@ -8,7 +8,7 @@ parameter so that it can be saved without pickle.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.model.init import param_groups
+from weft.training.distributed import World, gather_flat
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class OptimizerConfig:
 
 
 def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
-    """Newton-Schulz towards U V^T for every matrix of [..., rows, columns]; bfloat16 inside, as `torch.optim.Muon`.
+    """Newton-Schulz towards U V^T for every matrix of [..., rows, columns], in bfloat16 as `torch.optim.Muon` where the
+    hardware multiplies it; elsewhere in float32, which is several times faster than emulation.
 
     Keller Jordan's Muon (kellerjordan.github.io/posts/muon). A batch of matrices is one batched product, so E experts cost
     one call and each is orthogonalised alone.
     """
     tall = update.size(-2) > update.size(-1)
-    x = update.bfloat16()
+    x = update.bfloat16() if multiplies_bfloat16(update.device) else update.float()
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
@@ -65,11 +67,26 @@ def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon for 2-D weights and stacks of them [E, rows, columns]; 2-D steps agree with `torch.optim.Muon` (match_rms_adamw)."""
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware: on a GPU since Ampere, on a CPU with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type != "cpu" or any(getattr(torch.cpu, flag, bool)() for flag in flags)
 
-    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
+
+class Muon(torch.optim.Optimizer):
+    """Muon for 2-D weights and stacks of them [E, rows, columns]; 2-D steps agree with `torch.optim.Muon` (match_rms_adamw).
+
+    `ranks`: processes that hold the same weights and gradients. They divide the orthogonalisation, whose cost does not depend
+    on the batch, and exchange its results: every rank writes the same bits.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, weight_decay: float = 0.1, momentum: float = 0.95, ranks: World | None = None
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.ranks = ranks or World()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim not in (2, 3):
@@ -79,23 +96,45 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+        work = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        directions = [self._direction(p, group["momentum"]) for p, group in work]
+        for (p, group), step in zip(work, self._orthogonal(directions)):
+            scale = 0.2 * math.sqrt(max(p.size(-2), p.size(-1)))
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(step.to(p.dtype), alpha=-group["lr"] * scale)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _direction(self, p: Tensor, momentum: float) -> Tensor:
+        """Nesterov's look ahead along the mean gradient."""
+        state, grad = self.state[p], p.grad
+        assert grad is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        buffer, momentum, grad = state["momentum_buffer"], group["momentum"], p.grad
-        assert grad is not None
+        buffer = state["momentum_buffer"]
         buffer.lerp_(grad, 1 - momentum)
-        step = orthogonalise(grad.lerp(buffer, momentum))
-        scale = 0.2 * math.sqrt(max(p.size(-2), p.size(-1)))
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(step.to(p.dtype), alpha=-group["lr"] * scale)
+        return grad.lerp(buffer, momentum)
+
+    def _orthogonal(self, directions: list[Tensor]) -> list[Tensor]:
+        """Each direction made orthogonal, by the rank that it falls to."""
+        if self.ranks.size == 1:
+            return [orthogonalise(direction) for direction in directions]
+        owner = divide([d.numel() * min(d.shape[-2:]) for d in directions], self.ranks.size)
+        sizes = [sum(d.numel() for d, r in zip(directions, owner) if r == rank) for rank in range(self.ranks.size)]
+        mine = [orthogonalise(d).float().flatten() for d, rank in zip(directions, owner) if rank == self.ranks.rank]
+        everyone = gather_flat(torch.cat(mine) if mine else torch.zeros(0, device=directions[0].device), sizes)
+        parts = [
+            iter(flat.split([d.numel() for d, r in zip(directions, owner) if r == rank])) for rank, flat in enumerate(everyone)
+        ]
+        return [next(parts[rank]).view_as(d) for d, rank in zip(directions, owner)]
+
+
+def divide(costs: Sequence[int], ranks: int) -> list[int]:
+    """Which rank takes which item: the most expensive first, each to the rank with the least so far. The same everywhere."""
+    load, owner = [0] * ranks, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owner[i] = load.index(min(load))
+        load[owner[i]] += costs[i]
+    return owner
 
 
 class Joined(torch.optim.Optimizer):
@@ -192,8 +231,11 @@ def set_apart(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return out
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig, experts: str | None = None) -> Optimizers:
-    """AdamW (fused: one pass over memory) and Muon over the trainable parameters of `model`. `experts`: see `set_apart`."""
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, experts: str | None = None, ranks: World | None = None
+) -> Optimizers:
+    """AdamW (fused: one pass over memory) and Muon over the trainable parameters of `model`. `experts`: see `set_apart`;
+    `ranks`: see `Muon`."""
     adam, muon = groups(model, config)
     if experts is not None:
         adam, muon = set_apart(adam, experts), set_apart(muon, experts)
@@ -203,5 +245,6 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig, experts: str | N
     if adam:
         parts.append(torch.optim.AdamW(adam, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
     if muon:
-        parts.append(Muon(muon, lr=config.muon_lr or config.lr, weight_decay=config.weight_decay, momentum=config.momentum))
+        lr = config.muon_lr or config.lr
+        parts.append(Muon(muon, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, ranks=ranks))
     return Optimizers(parts, {id(p): name for name, p in model.named_parameters()})

@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.synthetic import small_model
+from weft.training.distributed import World
 from weft.training.ema import Ema
-from weft.training.optim import Muon, OptimizerConfig, build_optimizers, orthogonalise
+from weft.training.optim import Muon, OptimizerConfig, build_optimizers, divide, orthogonalise
 from weft.training.schedule import ScheduleConfig, factor
 
 
@@ -37,6 +39,40 @@ def test_a_stack_of_experts_is_each_expert_alone():
     spectrum = torch.linalg.svdvals(together.float())
     assert float(spectrum.min()) > 0.4
     assert float(spectrum.max()) < 1.6
+
+
+def test_ranks_divide_all_the_work():
+    assert divide([5, 9, 1, 4], 2) == [1, 0, 0, 1]
+    assert divide([3, 3, 3], 1) == [0, 0, 0]
+    assert sorted(set(divide([1, 1], 4))) == [0, 1]
+
+
+def stepped(ranks: World) -> list[torch.Tensor]:
+    """Weights of four shapes after three steps of Muon with the same gradients on every rank."""
+    seeds = torch.Generator().manual_seed(3)
+    shapes = [(6, 10), (3, 8, 4), (9, 9), (5, 2)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=seeds)) for shape in shapes]
+    muon = Muon(params, lr=0.1, ranks=ranks)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=seeds)
+        muon.step()
+    return [p.detach() for p in params]
+
+
+def one_rank(rank: int, address: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
+    torch.save(stepped(World(rank, 3)), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_divided_steps_are_the_same_bits_on_every_rank(tmp_path):
+    torch.multiprocessing.spawn(one_rank, (f"file://{tmp_path}/store", str(tmp_path)), nprocs=3)
+    want = stepped(World())
+    for rank in range(3):
+        for ours, alone in zip(torch.load(tmp_path / f"{rank}.pt"), want, strict=True):
+            assert torch.equal(ours, alone)
 
 
 def test_muon_refuses_a_vector():
