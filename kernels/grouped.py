@@ -9,9 +9,12 @@ On a CPU this is a loop over experts: within 12 % of `torch.nn.functional.groupe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Counts = Tensor | list[int]
 
@@ -29,12 +32,29 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Counts, pad_rows_to: int =
         raise ValueError(f"grouped_matmul needs one count per expert: found {len(counts)} counts, {len(weight)} experts")
     x, weight = _lowered(x), _lowered(weight)
     if pad_rows_to == 1 and _fused(x, weight):
-        return F.grouped_mm(x, weight.transpose(-2, -1), offs=_ends(counts, x))
+        return _Fused.apply(x, weight, torch.as_tensor(counts, device=x.device))
     sizes = counts.tolist() if isinstance(counts, Tensor) else counts
     if sum(sizes) != len(x):
         raise ValueError(f"counts sum to {sum(sizes)}, x has {len(x)} rows; sort the rows by expert and count all of them")
     parts = zip(x.split(sizes), weight.unbind(0))
     return torch.cat([_product(rows, matrix, pad_rows_to) for rows, matrix in parts])
+
+
+class _Fused(torch.autograd.Function):
+    """torch's grouped product. Its own weight gradient holds garbage for an expert without rows on Blackwell (pytorch issue
+    172439), so ours is made by `grouped_outer`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, counts)
+        return F.grouped_mm(x, weight.transpose(-2, -1), offs=_ends(counts, x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, counts = ctx.saved_tensors
+        grad = grad.contiguous()
+        return F.grouped_mm(grad, weight, offs=_ends(counts, x)), grouped_outer(grad, x, counts), None
 
 
 def grouped_outer(a: Tensor, b: Tensor, counts: Counts) -> Tensor:
@@ -43,7 +63,10 @@ def grouped_outer(a: Tensor, b: Tensor, counts: Counts) -> Tensor:
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
         raise ValueError(f"grouped_outer needs a [N P] and b [N Q]; found {tuple(a.shape)} and {tuple(b.shape)}")
     if _fused(a, b):
-        return F.grouped_mm(a.T, b, offs=_ends(counts, a))
+        out = F.grouped_mm(a.T, b, offs=_ends(counts, a))
+        if a.device.type != "cuda" or torch.cuda.get_device_capability(a.device) >= (10, 0):
+            out.masked_fill_((torch.as_tensor(counts, device=a.device) == 0)[:, None, None], 0)
+        return out
     sizes = counts.tolist() if isinstance(counts, Tensor) else counts
     if sum(sizes) != len(a):
         raise ValueError(f"counts sum to {sum(sizes)}, a has {len(a)} rows; sort the rows by expert and count all of them")

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.kernels.grouped import grouped_matmul
+from weft.kernels import grouped
+from weft.kernels.grouped import grouped_matmul, grouped_outer
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -50,6 +51,31 @@ def test_bfloat16_is_as_exact_as_one_product_per_expert() -> None:
     truth = plain(x.double(), weight.double(), counts)
     ours = (grouped_matmul(x, weight, counts).double() - truth).norm()
     assert ours <= 2 * (torch.cat([a @ w.T for a, w in zip(x.split(counts), weight)]).double() - truth).norm()
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 7, 0], [0, 0, 0, 12], [0, 0, 0, 0]])
+def test_outer_products_are_summed_per_expert(counts: list[int]) -> None:
+    a, b = torch.randn(sum(counts), 5, dtype=torch.float64), torch.randn(sum(counts), 3, dtype=torch.float64)
+    expect = torch.stack([x.T @ y for x, y in zip(a.split(counts), b.split(counts))])
+    torch.testing.assert_close(grouped_outer(a, b, torch.tensor(counts)), expect)
+    with pytest.raises(ValueError, match="rows"):
+        grouped_outer(a, b, [1, 1, 1, 2])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_library_product_and_its_gradients(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU would run, here on torch's CPU version of it; experts without rows have a gradient of zero."""
+    monkeypatch.setattr(grouped, "_fused", lambda x, weight: True)
+    counts = [9, 0, 3, 0]
+    x, weight = torch.randn(12, 16, requires_grad=True), torch.randn(4, 24, 16, requires_grad=True)
+    given = weight.transpose(1, 2).contiguous().transpose(1, 2) if turned else weight
+    grad = torch.randn(12, 24)
+    out, expect = grouped_matmul(x, given, torch.tensor(counts)), plain(x, weight, counts)
+    torch.testing.assert_close(out, expect, atol=1e-4, rtol=1e-5)
+    ours, truth = (torch.autograd.grad(y, (x, weight), grad) for y in (out, expect))
+    for a, b in zip(ours, truth):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+    assert not bool(ours[1][[1, 3]].any())
 
 
 @pytest.mark.parametrize(
