@@ -27,5 +27,13 @@ class IndexFileError(OSError):
     """A search index on disk is missing, torn, or of another model."""
 
 
+class IndexServerError(OSError):
+    """A search server does not answer, lacks pgvector, or holds another model's index under this name."""
+
+
 class SessionError(ValueError):
     """A session is used in a way its spec or its time line does not allow."""
+
+
+class SessionFileError(OSError):
+    """A saved session on disk is missing, torn, or of another model."""

@@ -9,8 +9,6 @@ rename, so a reader sees the old index or the new one. The graph of `hnsw` is re
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weft.inference.errors import IndexFileError
+from weft.inference.publish import publish
 
 _BLOCK = 65536  # rows per matrix product in the numpy path: bounds its memory at 256 KiB per query
 
@@ -71,11 +70,8 @@ class Index:
 
     def add(self, keys: Sequence[str], vectors: Any, payloads: Sequence[Any] | None = None) -> None:
         """Add `vectors` [n E] under `keys`; a key that exists is replaced. Payloads are anything that JSON holds."""
-        vectors = self._checked(vectors)
-        if len(keys) != len(vectors) or (payloads is not None and len(payloads) != len(keys)):
-            raise ValueError(f"{len(keys)} keys need as many vectors and payloads, got {len(vectors)} vectors")
-        if len(set(keys)) != len(keys):
-            raise ValueError("keys must differ from each other within one add")
+        vectors = checked(vectors, self.width)
+        keys = paired(keys, vectors, payloads)
         self.remove([key for key in keys if key in self._at])
         n = len(self._keys)
         if n + len(keys) > len(self._rows):
@@ -84,10 +80,10 @@ class Index:
             self._rows = grown
         self._rows[n : n + len(keys)] = vectors
         for i, key in enumerate(keys):
-            self._at[str(key)] = n + i
-            self._keys.append(str(key))
+            self._at[key] = n + i
+            self._keys.append(key)
             if payloads is not None:
-                self._payloads[str(key)] = payloads[i]
+                self._payloads[key] = payloads[i]
         if self._graph is not None:
             self._graph.add(vectors)
 
@@ -107,7 +103,7 @@ class Index:
 
     def search(self, queries: Any, k: int = 10) -> list[list[Hit]]:
         """The k nearest of each query [q E], best first; fewer if the index holds fewer. Ties keep the order of adding."""
-        queries = self._checked(queries)
+        queries = checked(queries, self.width)
         if k < 1:
             raise ValueError(f"search needs k >= 1, got {k}")
         k = min(k, len(self))
@@ -123,21 +119,11 @@ class Index:
         """Write one safetensors file; readers see the old file or the whole new one."""
         from safetensors.numpy import save
 
-        path = Path(path)
         ordered = [self._payloads.get(key) for key in self._keys]
         facts = {"kind": self.kind, "model": self.model, "width": self.width, "keys": self._keys, "payloads": ordered}
         listed = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         data = save({"vectors": self._rows[: len(self)].copy(), "facts": listed}, metadata={"format": "weft.index.1"})
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        publish(path, data)
 
     @classmethod
     def load(cls, path: str | Path) -> Index:
@@ -160,15 +146,6 @@ class Index:
         except Exception as error:
             raise IndexFileError(f"{path} is not a whole weft index ({error}); build it again from the media") from error
         return index
-
-    def _checked(self, vectors: Any) -> np.ndarray:
-        array = np.ascontiguousarray(np.asarray(vectors, np.float32))
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != self.width:
-            raise ValueError(f"this index holds vectors of width {self.width}, got shape {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError("a vector holds NaN or infinity; embed the item again")
-        return array
 
     def _exact(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows [q k] by blocks of rows, so that memory stays bounded."""
@@ -193,6 +170,27 @@ class Index:
             self._graph.add(self._rows[: len(self)])
         self._graph.hnsw.efSearch = max(128, 2 * k)
         return self._graph.search(queries, k)
+
+
+def checked(vectors: Any, width: int) -> np.ndarray:
+    """float32 [n width] from one vector or many. Raises ValueError for another width or numbers that are not finite."""
+    array = np.ascontiguousarray(np.asarray(vectors, np.float32))
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.shape[1] != width:
+        raise ValueError(f"this index holds vectors of width {width}, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("a vector holds NaN or infinity; embed the item again")
+    return array
+
+
+def paired(keys: Sequence[str], vectors: np.ndarray, payloads: Sequence[Any] | None) -> list[str]:
+    """The keys as strings, if there is one vector and perhaps one payload for each and all differ; else ValueError."""
+    if len(keys) != len(vectors) or (payloads is not None and len(payloads) != len(keys)):
+        raise ValueError(f"{len(keys)} keys need as many vectors and payloads, got {len(vectors)} vectors")
+    names = [str(key) for key in keys]
+    if len(set(names)) != len(names):
+        raise ValueError("keys must differ from each other within one add")
+    return names
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
