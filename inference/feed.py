@@ -19,7 +19,8 @@ from torch import Tensor
 from weft.model.cache import StreamCache
 from weft.tokenizers.stream import Stream
 
-_ROW = ("ids", "modality", "channel", "position", "landmark", "two_way")
+ROW = ("ids", "modality", "channel", "position", "landmark", "two_way")
+"""Arrays of a stream that the model reads, one entry per token."""
 TOKENS_PER_CALL = 32_768
 """Tokens that go through the model at once: bounds the memory of a prefill. Documents are never cut."""
 
@@ -43,12 +44,12 @@ class Part:
 
 def part_of(stream: Stream) -> Part:
     """A whole stream as one part."""
-    return Part(**{name: getattr(stream, name) for name in _ROW}, features=stream.features, feature_at=stream.feature_at)
+    return Part(**{name: getattr(stream, name) for name in ROW}, features=stream.features, feature_at=stream.feature_at)
 
 
 def row_of(stream: Stream, at: int, token: int) -> Part:
     """Token `at` of a stream without features, with another id."""
-    rows = {name: getattr(stream, name)[at : at + 1] for name in _ROW[1:]}
+    rows = {name: getattr(stream, name)[at : at + 1] for name in ROW[1:]}
     return Part(ids=np.array([token], np.int64), **rows, features={}, feature_at={})
 
 
@@ -56,7 +57,7 @@ def batch_of(parts: Sequence[Part], device: torch.device) -> Any:
     """Parts side by side, with the tensor names that the model reads."""
     lengths = np.array([len(part) for part in parts])
     offset = np.cumsum(lengths) - lengths
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROW}
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ROW}
     # Block numbers are compared inside a document only, but neighbours must not share one.
     highest = np.cumsum([0] + [int(part.two_way.max(initial=-1)) + 1 for part in parts[:-1]])
     shift = np.repeat(highest, lengths).astype(np.int32)
@@ -83,7 +84,7 @@ def joined(parts: Sequence[Part]) -> Part:
     features = {n: np.concatenate([p.features[n] for p in parts if n in p.features]) for n in names}
     places = {n: np.concatenate([p.feature_at[n] + offset[i] for i, p in enumerate(parts) if n in p.features]) for n in names}
     return Part(
-        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in _ROW}, features=features, feature_at=places
+        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in ROW}, features=features, feature_at=places
     )
 
 

@@ -25,6 +25,7 @@ from weft.inference.errors import IndexFileError, ProduceError, PromptError
 from weft.inference.explain import Explanation, explain
 from weft.inference.generate import Request, check, generate
 from weft.inference.index import Hit, Index
+from weft.inference.index_server import ServerIndex
 from weft.inference.prompts import as_segments, encode, is_batch
 from weft.inference.reply import Reply
 from weft.inference.rollout import EpisodeSpec, Rollout, rollout
@@ -182,12 +183,21 @@ class Generalist:
             raise IndexFileError(f"{path} was made by another model ({index.model[:16]}); embed the items again with this one")
         return index
 
-    def search(self, index: Index, query: Any, k: int = 10) -> list[Hit]:
+    def server_index(
+        self, url: str, name: str, items: Mapping[str, Any] | None = None, kind: str = "flat", make: bool = True
+    ) -> ServerIndex:
+        """The same on a PostgreSQL server with pgvector (extra `server`): opened if it exists, else made; `items` are added."""
+        index = ServerIndex(url, name, self.model.config.embed_width, kind, self.digest, make)
+        if items:
+            index.add(list(items), self.embed(list(items.values())))
+        return index
+
+    def search(self, index: Index | ServerIndex, query: Any, k: int = 10) -> list[Hit]:
         """The k items of `index` nearest to one query of any modality."""
         return index.search(self.embed([query]), k)[0]
 
     def search_or_create(
-        self, index: Index, query: Any, produce: Any = "text", *, threshold: float, k: int = 1, **options: Any
+        self, index: Index | ServerIndex, query: Any, produce: Any = "text", *, threshold: float, k: int = 1, **options: Any
     ) -> Found:
         """Hits at least `threshold` near (inner product, -1 to 1); if there are none, a new reply to the query."""
         if not -1.0 <= threshold <= 1.0:
@@ -203,7 +213,11 @@ class Generalist:
 
     def session(self, spec: SessionSpec | None = None, **options: Any) -> Session:
         """An endless stream: push, act, say, forecast. `options` are the fields of `SessionSpec`."""
-        return Session(self.model, self.tokenizer, replace(spec, **options) if spec else SessionSpec(**options))
+        return Session(self.model, self.tokenizer, replace(spec, **options) if spec else SessionSpec(**options), self.digest)
+
+    def load_session(self, path: str | Path) -> Session:
+        """A session that `session.save(path)` wrote with this model; it goes on bit for bit."""
+        return Session.load(self.model, self.tokenizer, path, self.digest)
 
     def rollout(
         self,

@@ -107,7 +107,7 @@ def start(model: Any, tokenizer: StreamTokenizer, tasks: Sequence[Task]) -> list
 def script(task: Task, tokenizer: StreamTokenizer, writer: Writer) -> Script:
     """What one reply writes, in order; sizes that follow earlier segments are resolved when their turn comes."""
     if task.items is None:
-        yield from writer.write_any(producible(tokenizer, task.prompt.stream.info, task.most), task.most)
+        yield from writer.write_any(lambda: producible(tokenizer, writer.builder.info, task.most), task.most)
         return
     for item in task.items:
         yield from writer.write(plan_of(item, tokenizer, writer.builder.info))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from weft.inference.prompts import as_segments
 from weft.inference.reply import Reply, Timings
 from weft.inference.request import Produce
 from weft.inference.sampling import Sampling
+from weft.inference.session_file import fill_session, read_session, save_session
 from weft.inference.spaces import as_space
 from weft.inference.writer import Script, Writer, fork
 from weft.model.cache import StreamCache
@@ -82,8 +84,9 @@ class Snapshot:
 class Session:
     """One endless document."""
 
-    def __init__(self, model: Any, tokenizer: StreamTokenizer, spec: SessionSpec | None = None) -> None:
-        self.model, self.tokenizer, self.spec = model, tokenizer, spec or SessionSpec()
+    def __init__(self, model: Any, tokenizer: StreamTokenizer, spec: SessionSpec | None = None, digest: str = "") -> None:
+        """`digest` names the model's weights, for files."""
+        self.model, self.tokenizer, self.spec, self.digest = model, tokenizer, spec or SessionSpec(), digest
         self.cache = model.new_cache()
         config, store = model.config, self.cache.full
         if self.spec.full_tokens is not None:
@@ -202,9 +205,21 @@ class Session:
     def fork(self) -> Session:
         """An independent session that begins at this moment."""
         twin = object.__new__(Session)
-        twin.model, twin.tokenizer, twin.spec = self.model, self.tokenizer, self.spec
+        twin.model, twin.tokenizer, twin.spec, twin.digest = self.model, self.tokenizer, self.spec, self.digest
         twin.restore(self.snapshot())
         return twin
+
+    def save(self, path: str | Path) -> None:
+        """Write this moment into one file (safetensors and JSON), published by one rename; `load` goes on from it."""
+        save_session(self, path)
+
+    @classmethod
+    def load(cls, model: Any, tokenizer: StreamTokenizer, path: str | Path, digest: str = "") -> Session:
+        """The session that `save` wrote, bit for bit. Raises `SessionFileError` for another model's, or a torn file."""
+        saved = read_session(path)
+        session = cls(model, tokenizer, SessionSpec(**saved.spec), digest)
+        fill_session(session, saved)
+        return session
 
     # -- inside
 

@@ -9,7 +9,7 @@ segment gives them in advance, and when it is complete the real one takes its pl
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -105,12 +105,14 @@ class Writer:
         """Opener, shape, body and closing token of one segment."""
         return self._write(plan, None)
 
-    def write_any(self, plans: dict[str, Plan], most: int) -> Script:
-        """Segments of the model's own choice among `plans` until it closes the document, at most `most` body tokens."""
+    def write_any(self, choices: Callable[[], dict[str, Plan]], most: int) -> Script:
+        """Segments of the model's own choice among `choices()`, asked anew for each, until it closes the document; at most
+        `most` tokens. A clocked segment goes on where its plan says; its timestamp, if one is due, is its first token."""
         end = self.vocabulary.special["</doc>"]
         left = most
         while left > 0:
-            firsts = {name: self._grammar(plan.want).legal() for name, plan in plans.items()}
+            plans = choices()
+            firsts = {name: self._first(plan) for name, plan in plans.items()}
             closing = ((end, end + 1),) if self.written else ()
             token = yield Ask(_ids((*(r for ranges in firsts.values() for r in ranges), *closing)), "text", 0)
             if token == end:
@@ -124,16 +126,33 @@ class Writer:
             left -= len(self.written[-1])
         self.limited = True
 
+    def _first(self, plan: Plan) -> list[Range]:
+        """What a segment may begin with: a timestamp where one is due, else its opener, or text."""
+        if plan.start is not None and self.builder.config.timestamps:
+            shape = plan.want.shape or (1,) * len(self.entries[plan.modality].shape)
+            form = self._preview(plan, shape, self._unit(shape, plan))
+            if self._stamps(plan, form):
+                token = int(form.stream.ids[0])
+                return [(token, token + 1)]
+        return self._grammar(plan.want).legal()
+
+    def _stamps(self, plan: Plan, form: _Form) -> int:
+        """Tokens of the timestamp before the opener."""
+        entry = self.entries[plan.modality]
+        return form.head - (1 + len(entry.shape) if entry.opener else 0)
+
     def _write(self, plan: Plan, drawn: int | None) -> Script:
-        """`drawn` is a first token that was drawn before the plan was known."""
+        """`drawn` is the segment's first token, if it was drawn before the plan was known."""
         entry = self.entries[plan.modality]
         self.grammar = grammar = self._grammar(plan.want)
         shape = plan.want.shape if entry.shape else ()
         # The head does not depend on the shape: while that is unknown, the smallest one serves.
         form = self._form(plan, shape) if shape is not None else self._preview(plan, (1,) * len(entry.shape), 1)
-        stamps = form.head - (1 + len(entry.shape) if entry.opener else 0)
+        stamps = self._stamps(plan, form)
         for i in range(stamps):
-            yield Ask(form.stream.ids[i : i + 1], plan.modality, 0)
+            if drawn is None:
+                yield Ask(form.stream.ids[i : i + 1], plan.modality, 0)
+            drawn = None
             self.pending.append(row_of(form.stream, i, int(form.stream.ids[i])))
         written = stamps
         while not grammar.done:
