@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from weft.tokenizers.stream import Stream
 from weft.training.data.loader import Loader
 from weft.training.data.sampling import assign, bin_of
 from weft.training.random import permutation
+
+LOST = ("cut", "dropped", "replaced")
+"""What a step may lose: documents longer than a row that were cut, documents left out because their micro-batch was full,
+draws whose sample was bad."""
+COUNTS_KEPT = 8
 
 
 class Batches(Protocol):
@@ -42,11 +47,21 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """Batches that know what they lost."""
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Per word of `LOST`, what this rank's part of a step lost; after `batches(step)`."""
+        ...
+
+
 class LoaderBatches:
     """Shards on disk, through the loader."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
+        self._counts: dict[int, dict[str, int]] = {}
 
     def batches(self, step: int, rank: int, world: int) -> list[Batch]:
         """This rank's micro-batches; the loader was opened for this rank."""
@@ -54,7 +69,15 @@ class LoaderBatches:
             raise ValueError(
                 f"the loader was opened for rank {self.loader.rank} of {self.loader.world}, asked for {rank} of {world}"
             )
-        return self.loader.step(step).batches
+        made = self.loader.step(step)
+        self._counts[step] = {name: getattr(made, name) for name in LOST}
+        while len(self._counts) > COUNTS_KEPT:
+            del self._counts[next(iter(self._counts))]
+        return made.batches
+
+    def counts(self, step: int) -> dict[str, int]:
+        """What this rank's part of the step lost; known for the last few steps that were made."""
+        return self._counts[step]
 
     def has(self, step: int) -> bool:
         """Whether the sources still have all draws of this step."""
@@ -156,6 +179,10 @@ class Ahead:
         ready = self.waiting.pop(step, None) or self._begin(step)
         self.waiting = {step + 1: self._begin(step + 1)} if self.source.has(step + 1) else {}
         return ready.result()
+
+    def counts(self, step: int) -> dict[str, int] | None:
+        """What the step lost on this rank; None where the source does not say."""
+        return self.source.counts(step) if isinstance(self.source, Counted) else None
 
     def _begin(self, step: int) -> Future[list[Batch]]:
         assert self.pool is not None

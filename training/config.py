@@ -9,7 +9,7 @@ run itself, and the rules that join sections. Mistakes raise `ConfigError` with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from weft.model.config import ModelConfig
 from weft.model.presets import PRESETS, preset
 from weft.tokenizers.plan import PRESETS as PLANS
 from weft.tokenizers.plan import LossPlan
+from weft.training.config_file import ConfigError, Origin, override, read_yaml
 from weft.training.data.config import LoaderConfig, SourceConfig
 from weft.training.engine import EngineConfig
 from weft.training.finetune import FinetuneConfig
@@ -26,7 +27,7 @@ from weft.training.loss import LossConfig
 from weft.training.monitors import MonitorConfig
 from weft.training.optim import OptimizerConfig
 from weft.training.schedule import ScheduleConfig
-from weft.training.strict import ConfigError, build, override, plain, read_yaml
+from weft.training.strict import build, nearest, plain
 from weft.training.tracking import Name
 
 
@@ -46,7 +47,15 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is not known; choose one of {', '.join(PRESETS)}")
+            raise ValueError(f"preset {self.preset!r} is not known; {nearest(self.preset, list(PRESETS))}")
+        known = [f.name for f in fields(ModelConfig)]
+        for name in self.sizes:
+            if name not in known:
+                raise ValueError(f"sizes.{name} is no size of a model; {nearest(name, known)}")
+        try:
+            preset(self.preset, **{"vocab_size": 2**20, **self.sizes})
+        except ValueError as error:
+            raise ValueError(f"sizes: {error}") from error
 
     def config(self, vocab_size: int, slices: Sequence[tuple[int, int]], feature_sizes: dict[str, int]) -> ModelConfig:
         """The model's sizes once the vocabulary is known."""
@@ -73,7 +82,22 @@ class DataSection(LoaderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.plan, str) and self.plan not in PLANS:
-            raise ValueError(f"plan {self.plan!r} is not known; choose one of {', '.join(PLANS)}")
+            raise ValueError(f"plan {self.plan!r} is not known; {nearest(self.plan, list(PLANS))}")
+
+        for group in ("sources", "validation"):
+            self._check(group, getattr(self, group))
+
+    @staticmethod
+    def _check(group: str, sources: Sequence[SourceConfig]) -> None:
+        names = [s.name for s in sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{group} has two entries called {name!r}; give each its own `name:`")
+        given = [s.weight is not None for s in sources]
+        if any(given) and not all(given):
+            raise ValueError(
+                f"{group}: {names[given.index(False)]!r} has no weight and others have; give a weight to all or to none"
+            )
 
     @property
     def loss_plan(self) -> LossPlan:
@@ -102,8 +126,9 @@ class CheckpointSection:
     """stop: end with an error; continue: warn, train on, and try again at the next save."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep_last < 1 or self.keep_best < 0:
-            raise ValueError(f"need every >= 1, keep_last >= 1, keep_best >= 0; got {self}")
+        for name, least in (("every", 1), ("keep_last", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie in (0, 1), got {self.ema}")
 
@@ -121,8 +146,10 @@ class TrackingSection:
     """Draw PNGs into `plots/` at the end."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.plain_every_s < 0:
-            raise ValueError(f"need every >= 1 and plain_every_s >= 0, got {self}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1 step, got {self.every}")
+        if self.plain_every_s < 0:
+            raise ValueError(f"plain_every_s must be 0 or more seconds, got {self.plain_every_s}")
 
 
 @dataclass(frozen=True)
@@ -135,8 +162,10 @@ class EvalSection:
     """Micro-batches per evaluation over all ranks; always the same ones."""
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.batches < 1:
-            raise ValueError(f"need every >= 0 and batches >= 1, got {self}")
+        if self.every < 0:
+            raise ValueError(f"every must be 0 (only at the end) or more steps, got {self.every}")
+        if self.batches < 1:
+            raise ValueError(f"batches must be at least 1, got {self.batches}")
 
 
 @dataclass(frozen=True)
@@ -159,16 +188,28 @@ class RunConfig:
     evaluation: EvalSection = field(default_factory=EvalSection)
     monitors: MonitorConfig = field(default_factory=MonitorConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
+    """Where the values came from, for messages."""
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
-            raise ValueError("a run needs max_steps or max_seconds; add one of them")
+            raise ValueError("a run needs max_steps or max_seconds; add one of them, for example max_steps: 1000")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
         if self.max_seconds is not None and self.max_seconds <= 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         if self.engine.kind == "deepspeed" and self.engine.zero_stage > 0 and self.optimizer.kind == "muon":
             raise ValueError("muon needs whole matrices, which ZeRO divides; use engine.zero_stage: 0 or optimizer.kind: adamw")
+
+    def at(self, *key: str | int) -> str:
+        """`run.yaml:7: data.tokenizer`: how a message names a key whose value turned out to be wrong later on."""
+        return (self.origin or Origin("config")).at(key)
+
+    def changed(self, **values: Any) -> RunConfig:
+        """A copy with other values that still knows where it came from."""
+        copy = replace(self, **values)
+        object.__setattr__(copy, "origin", self.origin)
+        return copy
 
     def to_yaml(self) -> str:
         """The resolved config, as it is saved beside the run."""
@@ -178,7 +219,9 @@ class RunConfig:
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run file and apply `section.key=value` overrides. Raises `ConfigError`."""
     data, origin = read_yaml(path)
-    return build(RunConfig, override(data, overrides), origin)
+    config = build(RunConfig, override(data, overrides, origin), origin)
+    object.__setattr__(config, "origin", origin)
+    return config
 
 
 __all__ = ["ConfigError", "RunConfig", "load_run"]

@@ -30,8 +30,10 @@ class FinetuneConfig:
     alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank must be at least 1 and alpha positive, got {self.rank} and {self.alpha}")
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be above 0, got {self.alpha:g}")
 
 
 class LoRA(nn.Module):

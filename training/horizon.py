@@ -62,6 +62,12 @@ class Horizon:
         if write:
             replace_file(self.path, json.dumps({"decisions": self.decisions}) + "\n")
 
+    def forget(self, write: bool) -> None:
+        """The run starts anew: no earlier decision holds."""
+        self.decisions.clear()
+        if write:
+            self.path.unlink(missing_ok=True)
+
     def over_time(self, elapsed_s: float) -> bool:
         """Whether the budget is spent, whatever the plan said."""
         return self.max_seconds is not None and elapsed_s > self.max_seconds

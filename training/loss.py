@@ -52,9 +52,14 @@ class LossConfig:
         for name in self.modality_weight:
             if name not in MODALITIES:
                 raise ValueError(f"modality_weight names {name!r}; known modalities are {', '.join(MODALITIES)}")
-        numbers = [*self.modality_weight.values(), self.z_loss, self.router_z_loss, self.contrastive, self.label_smoothing]
-        if any(number < 0 for number in numbers):
-            raise ValueError(f"loss weights must be 0 or more, got {self}")
+        for name, weight in self.modality_weight.items():
+            if weight < 0:
+                raise ValueError(f"modality_weight of {name} must be 0 or more, got {weight:g}")
+        for name in ("z_loss", "router_z_loss", "contrastive"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name):g}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing:g}")
 
 
 COUNTS = len(MODALITIES) + 2

@@ -30,14 +30,20 @@ class MonitorConfig:
     """Steps over which router load is summed for one report."""
     probe_every: int = 500
     """Steps between probes (entropy, is a modality used); 0 = off."""
+    agree_every: int = 500
+    """Steps between comparisons, bit by bit, of the weights that ranks hold together; every checkpoint is preceded by one too.
+    0 = by that one only."""
     growth: float = 2.0
     """Alarm when the residual stream or an attention-logit bound grows by more than this factor in 1000 steps."""
     logit_bound: float = 50.0
     """Alarm when attention logits can exceed this: Chameleon's slow divergence (arXiv 2405.09818, section 2.2) begins there."""
 
     def __post_init__(self) -> None:
-        if self.window < 8 or self.router_every < 1 or self.probe_every < 0 or self.growth <= 1:
-            raise ValueError(f"need window >= 8, router_every >= 1, probe_every >= 0, growth > 1; got {self}")
+        for name, least in (("window", 8), ("router_every", 1), ("probe_every", 0), ("agree_every", 0), ("spike", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.growth <= 1:
+            raise ValueError(f"growth must be a factor above 1, got {self.growth:g}")
 
 
 class Monitors:

@@ -12,7 +12,7 @@ PICTURES = {
     "loss_by_modality": ("loss/",),
     "held_out": ("eval/",),
     "learning_rate": ("lr",),
-    "grad_norm": ("grad_norm",),
+    "grad_norm": ("grad_norm", "grad_norm/"),
     "router": ("router/",),
     "token_share": ("token_share/",),
     "modality_use": ("use/",),

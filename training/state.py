@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,10 @@ class Progress:
     """Roll-backs since the last checkpoint was written."""
     tokens: int = 0
     """Tokens that were not padding."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """What the data had to cut, drop or replace so far (`batches.LOST`), over all ranks."""
+    evaluated: int = -1
+    """The step at which the last evaluation was made: a run that is killed behind it does not write it twice."""
     score: float | None = None
     """Held-out loss of the last evaluation."""
     elapsed_s: float = 0.0

@@ -1,142 +1,35 @@
-"""Plain data to frozen dataclasses, strictly: YAML file + dotted overrides in, one config object out.
+"""Plain data to frozen dataclasses, strictly: a tree of `config_file.py` in, one config object out.
 
-Every mistake is a `ConfigError` that names the file, the line, the key, what was found, and the nearest legal key.
-Nothing is imported, constructed by name, or evaluated: a config can only fill the fields that a dataclass declares.
+Every mistake is a `ConfigError` that names the file, the line, the key, what was found, and the nearest legal key or value.
+A config can only fill the fields that a dataclass declares.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
+from weft.training.config_file import ConfigError, Key, Origin
 
 C = TypeVar("C")
-Key = tuple[str | int, ...]
-
-
-class ConfigError(ValueError):
-    """A user's mistake in a config: one sentence that says where and how to repair it."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where values came from, for messages."""
-
-    file: str
-    lines: dict[Key, int]
-
-    def at(self, key: Key) -> str:
-        """`run.yaml:7: optimizer.lr`, as exact as the source allows."""
-        dotted = ".".join(str(part) for part in key) or "the top level"
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.lines:
-                return f"{self.file}:{self.lines[key[:end]]}: {dotted}"
-        return f"{self.file}: {dotted}"
-
-
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], Origin]:
-    """Read one YAML mapping and the line of each of its keys. Duplicate keys are refused."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the run file {path}: {error.strerror or error}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    lines: dict[Key, int] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _lines(node, (), lines, str(path))
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error}); correct that line") from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold key: value pairs, found {type(data).__name__}; start from a file in examples/")
-    return data, Origin(str(path), lines)
-
-
-def _lines(node: Any, key: Key, lines: dict[Key, int], file: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            if not isinstance(name, yaml.ScalarNode):
-                raise ConfigError(f"{file}:{name.start_mark.line + 1}: a key must be a plain name")
-            at = (*key, str(name.value))
-            if at in lines:
-                raise ConfigError(f"{file}:{name.start_mark.line + 1}: {'.'.join(map(str, at))} is given twice; keep one")
-            lines[at] = name.start_mark.line + 1
-            _lines(value, at, lines, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, item in enumerate(node.value):
-            lines[(*key, i)] = item.start_mark.line + 1
-            _lines(item, (*key, i), lines, file)
-
-
-def override(data: dict[str, Any], items: Sequence[str]) -> dict[str, Any]:
-    """Apply dotted overrides such as `optimizer.lr=3e-4`; values are read as YAML. Returns a new tree."""
-    result = _copy(data)
-    for item in items:
-        path, sign, text = item.removeprefix("--").partition("=")
-        if not sign or not path:
-            raise ConfigError(f"override {item!r} must look like optimizer.lr=3e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {item!r}: {text!r} is not a YAML value ({error})") from error
-        *parents, last = path.split(".")
-        place: Any = result
-        for depth, part in enumerate(parents):
-            place = _descend(place, part, ".".join(parents[: depth + 1]), item)
-        if isinstance(place, list):
-            place[_index(place, last, item)] = value
-        else:
-            place[last] = value
-    return result
-
-
-def _descend(place: Any, part: str, path: str, item: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, part, item)]
-    inner = place.setdefault(part, {})
-    if inner is None:
-        inner = place[part] = {}
-    if not isinstance(inner, dict | list):
-        raise ConfigError(f"override {item!r}: {path} is {inner!r}, which has no keys of its own")
-    return inner
-
-
-def _index(place: list[Any], part: str, item: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise ConfigError(f"override {item!r}: {part!r} must be a number from 0 to {len(place) - 1}")
-    return int(part)
-
-
-def _copy(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _copy(value) for key, value in data.items()}
-    return [_copy(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def build(cls: type[C], data: Any, origin: Origin | None = None, key: Key = ()) -> C:
     """Fill the dataclass `cls` from plain data. Unknown key, missing key or wrong type raises `ConfigError`."""
     origin = origin or Origin("config", {})
     if not isinstance(data, dict):
-        raise ConfigError(f"{origin.at(key)} must be a group of keys ({_names(cls)}), found {data!r}")
+        raise ConfigError(f"{origin.at(key)} must be a group of keys ({_names(cls)}), found {data!r}; {_as_group(cls, data)}")
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for name in data:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {_names(cls)}"
-            raise ConfigError(f"{origin.at((*key, name))} is not a known key; {hint}")
+            raise ConfigError(f"{origin.at((*key, name))} is not a known key; {nearest(str(name), list(known))}")
     missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ConfigError(f"{origin.at(key)} needs {', '.join(missing)}; add it")
@@ -146,7 +39,34 @@ def build(cls: type[C], data: Any, origin: Origin | None = None, key: Key = ()) 
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{origin.at(key)}: {error}") from error
+        raise ConfigError(f"{origin.at(blamed(key, data, str(error)))}: {error}") from error
+
+
+def _as_group(cls: type, data: Any) -> str:
+    """How something that is no mapping is to be written."""
+    if data is None:
+        return "indent its keys below it or remove the line"
+    needed = [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    first = needed[0] if needed else next((f.name for f in fields(cls) if f.init), "key")  # type: ignore[arg-type]
+    value = data if isinstance(data, str | int | float) else "..."
+    return f"indent its keys below it, for example {first}: {value}"
+
+
+def blamed(key: Key, given: Any, text: str) -> Key:
+    """The given key that a rule's message names first, so that the error points to its line; else the group."""
+    while isinstance(given, dict):
+        places = {name: found.start() for name in given if (found := re.search(rf"\b{re.escape(str(name))}\b", text))}
+        if not places:
+            break
+        name = min(places, key=lambda n: places[n])
+        key, given = (*key, name), given[name]
+    return key
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The repair of a misspelt word: the one that it looks like, else all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
 
 
 def _names(cls: type) -> str:
@@ -174,11 +94,11 @@ def convert(hint: Any, value: Any, origin: Origin, key: Key) -> Any:
         return _sequence(hint, value, origin, key)
     if kind is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{origin.at(key)} must be a mapping, found {value!r}")
+            raise ConfigError(f"{origin.at(key)} must be a group of keys, found {value!r}; indent them below it")
         return {str(name): convert(get_args(hint)[1], inner, origin, (*key, name)) for name, inner in value.items()}
     if hint is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{origin.at(key)} must be a mapping, found {value!r}")
+            raise ConfigError(f"{origin.at(key)} must be a group of keys, found {value!r}; indent them below it")
         return value
     return _scalar(hint, value, origin, key)
 
@@ -200,12 +120,17 @@ def _union(hint: Any, value: Any, origin: Origin, key: Key) -> Any:
 def _sequence(hint: Any, value: Any, origin: Origin, key: Key) -> Any:
     kind, inner = get_origin(hint), get_args(hint)
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{origin.at(key)} must be a list, found {value!r}")
+        raise ConfigError(
+            f"{origin.at(key)} must be a list, found {value!r}; write {key[-1]}: [...] or one `- ` line per entry"
+        )
     if kind is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
         if len(value) != len(inner):
-            raise ConfigError(f"{origin.at(key)} must have {len(inner)} entries, found {len(value)}")
+            raise ConfigError(f"{origin.at(key)} must have {len(inner)} entries, found {len(value)}; give all of them")
         return tuple(convert(t, v, origin, (*key, i)) for i, (t, v) in enumerate(zip(inner, value)))
     return kind(convert(inner[0], v, origin, (*key, i)) for i, v in enumerate(value))
+
+
+WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
 
 
 def _scalar(hint: Any, value: Any, origin: Origin, key: Key) -> Any:
@@ -221,9 +146,25 @@ def _scalar(hint: Any, value: Any, origin: Origin, key: Key) -> Any:
         return value
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    name = getattr(hint, "__name__", str(hint))
-    extra = "; quote it" if hint is str and value is not None else ""
-    raise ConfigError(f"{origin.at(key)} must be {name}, found {value!r} ({type(value).__name__}){extra}")
+    need = WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+    raise ConfigError(f"{origin.at(key)} must be {need}, found {value!r}; {_repair(hint, value, key)}")
+
+
+def _repair(hint: Any, value: Any, key: Key) -> str:
+    """How a value of the wrong type is to be written."""
+    if value is None:
+        return "give it a value or remove the line"
+    if hint in (str, Path):
+        return f"quote it: {key[-1]}: '{value}'"
+    number = _number(value)
+    if hint is int and number is not None and number == int(number) and not isinstance(value, bool):
+        return f"write {key[-1]}: {int(number)}"
+    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return f"write {key[-1]}: {value.lower()}, without quotes"
+    if hint is float and isinstance(value, str) and _number(value.replace(",", ".")) is not None:
+        return f"write {key[-1]}: {value.replace(',', '.')}"
+    examples = {int: "100", float: "0.5", bool: "true"}
+    return f"write for example {key[-1]}: {examples.get(hint, '...')}"
 
 
 def _number(value: Any) -> float | None:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from weft.training.checkpoint import replace_file
+
+log = logging.getLogger("weft.training")
 Name = Literal["tensorboard", "mlflow", "wandb"]
 
 
@@ -74,6 +80,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def last_figures(path: Path, tail: int = 2**16) -> dict[str, float]:
+    """The latest value of each figure in the last `tail` bytes of a metrics file."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - tail))
+        lines = file.read().split(b"\n")[:-1]
+    found: dict[str, float] = {}
+    for line in lines[1:] if len(lines) > 1 and not lines[0].startswith(b"{") else lines:
+        row = json.loads(line)
+        found |= {k: float(v) for k, v in row.items() if k != "step" and isinstance(v, int | float)}
+    return found
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a JSONL file; a torn last line is left out."""
     rows = []
@@ -102,14 +120,21 @@ class TensorBoard:
 
 
 class MLflow:
-    """Scalars in MLflow's local store, or wherever MLFLOW_TRACKING_URI points."""
+    """Scalars in MLflow: an SQLite file in the run's folder, or wherever MLFLOW_TRACKING_URI points.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        mlflow = _module("mlflow", "pip install mlflow")
+    known: the id of the run that an earlier start of the same training began, or None.
+    """
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any], known: str | None) -> None:
+        mlflow = _module("mlflow", "pip install 'weft[mlflow]'")
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+            if mlflow.get_experiment_by_name("weft") is None:  # else MLflow puts a folder `mlruns` wherever one stands
+                mlflow.create_experiment("weft", artifact_location=(folder / "mlflow").resolve().as_uri())
         mlflow.set_experiment("weft")
-        mlflow.start_run(run_name=name)
+        self.id = str(mlflow.start_run(run_id=known, run_name=None if known else name).info.run_id)
+        if known is None:
+            mlflow.log_params({key: str(value)[:500] for key, value in flat(config).items()})
         self._mlflow = mlflow
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -122,12 +147,13 @@ class MLflow:
 
 
 class WandB:
-    """Scalars in Weights & Biases; offline unless WANDB_MODE says otherwise."""
+    """Scalars in Weights & Biases; offline unless WANDB_MODE says otherwise (`wandb sync RUN/wandb/offline-run-*` sends)."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        wandb = _module("wandb", "pip install wandb")
+    def __init__(self, folder: Path, name: str, config: dict[str, Any], known: str | None) -> None:
+        wandb = _module("wandb", "pip install 'weft[wandb]'")
         os.environ.setdefault("WANDB_MODE", "offline")
-        self._run = wandb.init(project="weft", name=name, dir=str(folder))
+        self.id = known or secrets.token_hex(4)
+        self._run = wandb.init(project="weft", name=name, dir=str(folder), config=config, id=self.id, resume="allow")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record scalars of one step."""
@@ -138,21 +164,63 @@ class WandB:
         self._run.finish()
 
 
+class Expendable:
+    """A tracker that may fail without costing the run: it is named once and left out from then on."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name, self.tracker = name, tracker
+        self._failed = False
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record scalars of one step."""
+        self._try(lambda: self.tracker.log(step, values))
+
+    def close(self) -> None:
+        """Release."""
+        self._try(self.tracker.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as error:  # whatever a network or a database can raise
+            self._failed = True
+            log.warning("%s failed and gets no more figures of this run (metrics.jsonl has all): %s", self.name, error)
+
+
+def flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return out
+
+
 def _module(name: str, repair: str) -> Any:
     if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"tracking asks for {name}, which is not installed; run: {repair}")
     return importlib.import_module(name)
 
 
-def open_trackers(names: tuple[Name, ...], folder: Path, run: str, resumed_at: int | None) -> list[Tracker]:
-    """The trackers beside JSONL. TensorBoard is a default, so it is left out where it is not installed; the others raise."""
+def open_trackers(
+    names: tuple[Name, ...], folder: Path, run: str, resumed_at: int | None, config: dict[str, Any] | None = None
+) -> list[Tracker]:
+    """The trackers beside JSONL. TensorBoard is a default, so it is left out where it is not installed; the others raise.
+
+    resumed_at: the step that a resumed run goes on at; its trackers then continue the runs that `trackers.json` names.
+    """
+    book = folder / "trackers.json"
+    known = json.loads(book.read_text()) if resumed_at is not None and book.exists() else {}
     found: list[Tracker] = []
     for name in names:
         if name == "tensorboard":
             if importlib.util.find_spec("tensorboard") is not None:
-                found.append(TensorBoard(folder / "tensorboard", resumed_at))
-        elif name == "mlflow":
-            found.append(MLflow(folder, run))
-        else:
-            found.append(WandB(folder, run))
+                found.append(Expendable(name, TensorBoard(folder / "tensorboard", resumed_at)))
+            continue
+        tracker = (MLflow if name == "mlflow" else WandB)(folder, run, config or {}, known.get(name))
+        known[name] = tracker.id
+        found.append(Expendable(name, tracker))
+    if known:
+        replace_file(book, json.dumps(known) + "\n")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from tests.training.synthetic import mixed_streams, small_model
 from weft.training.batches import Batches, StreamBatches
 from weft.training.config import RunConfig
-from weft.training.loop import RunResult
+from weft.training.parts import RunResult
 from weft.training.strict import build
 from weft.training.train import train
 

@@ -20,7 +20,9 @@ from tests.training.synthetic import small_model
 from weft.tokenizers.pack import Batch
 from weft.training.checkpoint import checkpoints
 from weft.training.config import RunConfig
-from weft.training.loop import Moment, Terminated, TrainingDiverged
+from weft.training.parts import Moment
+from weft.training.run_state import TrainingDiverged
+from weft.training.signals import Terminated
 from weft.training.tracking import read_jsonl
 
 

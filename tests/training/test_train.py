@@ -88,8 +88,8 @@ def test_dry_run_takes_two_real_steps_and_leaves_nothing(root, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.tokenizer=null", "data.tokenizer"),
-        ("data.micro_batches=0", "micro_batches=0 must be at least 1"),
+        ("data.tokenizer=null", "data needs tokenizer"),
+        ("data.micro_batches=0", "micro_batches must be at least 1, got 0"),
         ("optimizer.clipp=1", "did you mean 'clip'"),
         ("data.sources.0.path=/nowhere/at/all", "/nowhere/at/all"),
         ("model.init=/nowhere/at/all", "/nowhere/at/all"),

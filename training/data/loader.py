@@ -223,6 +223,9 @@ class Loader:
 
     def _check_modalities(self) -> None:
         """A modality without a tokenizer is said before the first step."""
+        known = list(self.tokenizer.tokenizers)
+        if unknown := sorted(set(self.config.dropout) - set(known)):
+            raise StreamError(f"dropout names {unknown[0]!r}; modalities of the tokenizer are {', '.join(known)}")
         for source, dataset in zip(self.sources, self.datasets):
             found = {m for s in dataset.shards for m in s.summary()["segments"]}
             if missing := sorted(found - set(self.tokenizer.tokenizers)):

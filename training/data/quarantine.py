@@ -21,6 +21,19 @@ class TooManyBadSamples(ValueError):
     """More samples failed than the budget allows; the message lists them."""
 
 
+def quarantined(folder: str | Path) -> dict[str, str]:
+    """sample -> reason, of all ranks and starts of a run whose quarantine is `folder`."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(folder).glob("quarantine-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                item = json.loads(line)
+                found.setdefault(str(item["sample"]), str(item["reason"]))
+            except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
+                continue
+    return found
+
+
 class Quarantine:
     """The bad samples of one rank; starts with what every rank wrote into `folder` before."""
 

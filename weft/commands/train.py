@@ -14,7 +14,7 @@ FEATURES = {"image": 768, "video": 1536, "audio": 320, "sensor": 1}
 """Numbers per token that `plan` assumes: 16 x 16 RGB patches, two frames of them, 4 frames of 80 mel bands, one reading."""
 
 
-def train(run: str, *overrides: str, dry_run: bool = False) -> None:
+def train(run: str, *overrides: str, dry_run: bool = False, gpu_hour: float | None = None) -> None:
     """Train or go on with the run that a YAML file describes.
 
     One process. Many GPUs use the same file: torchrun --nproc-per-node 8 -m weft.training.train RUN.yaml
@@ -23,19 +23,23 @@ def train(run: str, *overrides: str, dry_run: bool = False) -> None:
         run: run file, for example examples/tiny.yaml.
         overrides: section.key=value, for example optimizer.lr=3e-4.
         dry_run: build everything, take two steps in a scratch folder, and say what the whole run needs.
+        gpu_hour: with --dry-run, the price of one GPU (or process) for one hour.
     """
-    from weft.training import train as training
     from weft.training.config import load_run
+    from weft.training.train import train as run_it
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     wrong = [word for word in overrides if "=" not in word]
     if wrong:
         raise UsageError(f"{wrong[0]!r} is no setting; write section.key=value, for example optimizer.lr=3e-4")
     config = load_run(run, overrides)
+    print(config.to_yaml(), flush=True)
     if dry_run:
-        print(training.dry_run(config))
+        from weft.training.dry_run import dry_run as try_it
+
+        print(try_it(config, gpu_hour=gpu_hour))
         return
-    result = training.train(config)
+    result = run_it(config)
     loss = f", loss {result.metrics['loss']:.3f}" if "loss" in result.metrics else ""
     print(
         f"{result.steps} steps{loss}; the model is in {result.folder / 'final'}, figures in {result.folder / 'metrics.jsonl'}"
@@ -52,6 +56,8 @@ def plan(
     precision: Literal["bf16", "fp32"] = "bf16",
     recompute: bool = True,
     mfu: float = 0.35,
+    measured: str | None = None,
+    expert_parallel: int = 1,
     gpu_hour: float | None = None,
 ) -> None:
     """Estimate memory, speed, days and cost for every ZeRO stage, without building anything.
@@ -66,15 +72,21 @@ def plan(
         precision: bf16 is autocast over float32 weights and moments.
         recompute: recompute activations in the backward pass.
         mfu: share of the GPU's peak that is assumed, until a run has been measured.
+        measured: run folder whose measured MFU replaces the assumed one.
+        expert_parallel: ranks that divide the routed experts between them.
         gpu_hour: price of one GPU for one hour.
     """
-    from weft.training.plan import table
+    from weft.training.plan import measured_mfu, table
 
     config, where = sizes(model)
+    guess = "a guess until a run has been measured: --measured RUN"
+    if measured is not None:
+        mfu, guess = measured_mfu(Path(measured)), f"measured in {measured}"
     choices: dict[str, Any] = {"precision": precision, "recompute": recompute, "assumed_mfu": mfu, "gpu_hour": gpu_hour}
+    choices["expert_parallel"] = expert_parallel
     counts: dict[str, Any] = {"row_tokens": row_tokens, "micro_batches": micro_batches, "total_tokens": tokens}
     rows = table(config, gpus=gpus, gpu=gpu, **counts, **choices)
-    print(f"{where}; speed assumes {mfu:.0%} of the {gpu}'s peak, which is a guess until a run has been measured\n{rows}")
+    print(f"{where}; speed: {mfu:.0%} of the {gpu}'s peak (MFU), {guess}\n{rows}")
 
 
 def sizes(model: str) -> tuple[Any, str]:
