@@ -60,6 +60,8 @@ class PrepareReport:
     bytes: int
     refused: dict[str, int]
     """Documents left out, per reason; named in `refused.jsonl`."""
+    first: dict[str, str]
+    """Per reason, what was said of the first such document."""
     resumed_shards: int
     seconds: float
     digest: str
@@ -142,7 +144,9 @@ def prepare_records(
         raise PrepareError(f"no document of {count} could be used: {first['detail']}")
     data = [(i, (folder / index_name(i.shard)).read_bytes()) for i in indexes]
     info = DatasetInfo.of(data, dict(state.refused), origin)
-    lines = "".join(json.dumps(r, sort_keys=True) + "\n" for r in state.refusals())
+    refusals = state.refusals()
+    first = {r["reason"]: r["detail"] for r in reversed(refusals)}
+    lines = "".join(json.dumps(r, sort_keys=True) + "\n" for r in refusals)
     publish(folder / "refused.jsonl", lines.encode())
     publish(folder / "dataset.json", info.to_bytes())
     samples = {s: sum(len(i.entries) for i in indexes if i.split == s) for s in SPLITS}
@@ -152,6 +156,7 @@ def prepare_records(
         len(indexes),
         sum(i.size for i in indexes),
         dict(sorted(state.refused.items())),
+        first,
         resumed,
         time.monotonic() - began,
         info.digest,
