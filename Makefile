@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := world,control,search,hub
-TEST_EXTRAS := $(EXTRAS),server,quantize,environments,deepspeed,xformers,eval,bench,data,track,test,dev
+TEST_EXTRAS := $(EXTRAS),server,quantize,environments,deepspeed,xformers,eval,bench,data,minari,track,test,dev
 
 .PHONY: quickstart test test-long lint bench clean
 
@@ -32,6 +32,13 @@ test-long: $(VENV)/test-ready
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy -p weft
+
+# One thread and small sizes by default: `make bench BENCH="--threads 1"` takes the full ones (docs/speed.md).
+SPEED := attention length sliced_loss train_step generate compile_block inference tokenizers stream
+BENCH := --quick --threads 1
+RESULTS := runs/bench
+bench: $(VENV)/test-ready
+	for name in $(SPEED); do $(BIN)/python -m weft.benchmarks.speed.$$name $(BENCH) --json $(RESULTS)/$$name.json || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

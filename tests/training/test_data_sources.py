@@ -1,4 +1,4 @@
-"""Other people's layouts become the same documents: Parquet, WebDataset tars, folders of media, Minari episodes."""
+"""Other people's layouts become the same documents: tables, WebDataset tars, folders of media. Minari: `test_data_minari`."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import tarfile
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +16,6 @@ from weft.training.data.prepare import PrepareError
 from weft.training.data.records import restore
 from weft.training.data.shards import ShardDataset
 from weft.training.data.source import sniff, split_of
-from weft.training.data.source_minari import episode_record
 from weft.training.data.source_tar import expand
 from weft.training.data.sources import prepare_from
 
@@ -168,46 +166,31 @@ def test_names_tell_splits_and_bytes_tell_types(tmp_path: Path) -> None:
     assert {n: split_of(n) for n in names} == names
 
 
-def test_an_episode_becomes_sensor_and_action() -> None:
-    rng = np.random.default_rng(0)
-    episode = {
-        "observations": {"b": rng.normal(size=(8, 2, 3)), "a": np.arange(8)},
-        "actions": np.array([0, 2, 1, 1, 0, 2, 2]),
-        "rewards": np.ones(7),
-    }
-    record = episode_record(1, "x", episode, "toy", "toy-v0", "train", 20.0, {"n": 5})
-    a, b, action = record.spec["segments"]
-    assert a["sensor"].shape == (8, 1) and b["sensor"].shape == (8, 6) and b["kind"] == "toy.b"
-    assert (
-        action["space"] == {"n": 5}
-        and action["role"] == "target"
-        and record.spec["metadata"] == {"task": "toy-v0", "return": 7.0, "steps": 7}
-    )
-    box = {"observations": rng.normal(size=(4, 3)), "actions": rng.normal(size=(3, 2)).astype(np.float32)}
-    space = {"type": "Box", "low": [-2, -2], "high": [2, 2]}
-    assert episode_record(1, "x", box, "toy", "t", "train", 20.0, space).spec["segments"][1]["space"] == {
-        "low": [-2, -2],
-        "high": [2, 2],
-    }
-    assert "finite bounds" in episode_record(1, "x", box, "toy", "t", "train", 20.0).error
-
-
-def test_minari_hdf5_layout(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="Minari's HDF5 layout is read with h5py, which is not installed")
-    (tmp_path / "cart" / "data").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "cart" / "data" / "main_data.hdf5", "w") as file:
-        for i in range(11):
-            group = file.create_group(f"episode_{i}")
-            group["observations"], group["actions"] = rng.normal(size=(i + 3, 4)), rng.integers(0, 2, i + 2)
-            group["rewards"] = np.ones(i + 2)
-    report = prepare_from(f"minari:{tmp_path / 'cart'}", tmp_path / "out", rate_hz=50)
-    docs = read(tmp_path / "out")
-    assert report.samples == {"train": 11} and [len(d.segments[1].values) for d in docs] == list(range(2, 13))
-    assert docs[3].segments[0].rate_hz == 50 and docs[3].metadata["return"] == 5
-
-
-def test_a_missing_minari_dataset_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    with pytest.raises(PrepareError, match="minari download D4RL/door/human-v2"):
-        prepare_from("minari:D4RL/door/human-v2", tmp_path / "out")
+def test_a_hugging_face_dataset_saved_to_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="pip install datasets")
+    write_media(tmp_path / "raw")
+    pictures = [str(tmp_path / "raw" / f"picture{i}.png") for i in range(3)]
+    columns = {"image": pictures, "caption": ["one", "two", "three"], "label": [1, 0, 1], "score": [0.5, 0.2, 0.1]}
+    kinds_ = {"image": datasets.Image(), "caption": datasets.Value("string"), "score": datasets.Value("float32")}
+    features = datasets.Features({**kinds_, "label": datasets.ClassLabel(names=["cat", "dog"])})
+    whole = datasets.Dataset.from_dict(columns, features=features)
+    whole.save_to_disk(tmp_path / "disk" / "train")
+    datasets.DatasetDict({"train": whole, "test": whole.select([1])}).save_to_disk(tmp_path / "both")
+    (tmp_path / "parquet").mkdir()
+    datasets.load_from_disk(tmp_path / "disk" / "train").to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
+    for folder, counts in (("disk", {"train": 3}), ("both", {"train": 3, "test": 1}), ("parquet", {"train": 3})):
+        report = prepare_from(tmp_path / folder, tmp_path / f"{folder}-out")
+        assert report.samples == counts and report.refused == {}, folder
+        docs = read(tmp_path / f"{folder}-out")
+        found = {(*kinds(d), *(s.text for s in d.segments if s.modality == "text")) for d in docs}
+        assert found == {("image", "text", "text", t, label) for t, label in (("one", "dog"), ("two", "cat"), ("three", "dog"))}
+        assert {d.segments[0].pixels for d in docs} == {Path(p).read_bytes() for p in pictures}
+    (tmp_path / "paths").mkdir()
+    whole.to_parquet(tmp_path / "paths" / "train.parquet")  # names files that lie elsewhere
+    with pytest.raises(
+        PrepareError, match=r"train\.parquet row 1: path .*picture0\.png' leaves the .* folder .*; move the file there"
+    ):
+        prepare_from(tmp_path / "paths", tmp_path / "paths-out")
+    (tmp_path / "disk" / "train" / "data-00000-of-00001.arrow").write_bytes(b"ARROW1 no")
+    with pytest.raises(PrepareError, match="no readable Arrow"):
+        prepare_from(tmp_path / "disk", tmp_path / "o2")

@@ -1,76 +1,52 @@
-"""Minari datasets (offline control) as records: one episode is one document of a sensor and an action segment.
+"""Minari datasets (offline control) as records: one episode is one document, observations first, the actions as target.
 
-`minari:NAME_OR_FOLDER`. The HDF5 layout is read with h5py, without the minari package: `data/main_data.hdf5` with groups
-`episode_N` that hold observations, actions and rewards, and `data/metadata.json`. Arrays and flat dicts of observations are
-understood; the last observation of an episode, which no action follows, is kept.
+`minari:NAME_OR_FOLDER`. Every entry of a Dict or Tuple observation is a segment of its own: numbers a sensor, pictures a
+video, texts a text (an instruction). The last observation of an episode, which no action follows, is kept.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from weft.training.data import minari_files
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import Record
 from weft.training.data.source import Source, origin_of
 from weft.training.random import uniform
 
-MISSING = "reading Minari data needs h5py: pip install h5py (or minari[hdf5])"
-
 
 def minari_source(where: str, *, name: str | None = None, rate_hz: float | None = None, val_share: float = 0.0) -> Source:
     """Episodes at `rate_hz` steps per second (10 if not given); `val_share` of them, by their number, are held out."""
     folder, title = _find(where), name or Path(where).name
-    clock_hz = rate_hz or 10.0
+    clock_hz = 10.0 if rate_hz is None else rate_hz
     if not clock_hz > 0:
         raise PrepareError(f"rate_hz={rate_hz} of {where} must be above 0 steps per second")
+    about = minari_files.facts(folder)
+    task, space = str(about.get("dataset_id") or title), about.get("action_space")
 
     def records() -> Iterator[Record]:
-        task, space = title, None
-        try:
-            facts = json.loads((folder / "data" / "metadata.json").read_text())
-            task = str(facts.get("dataset_id") or title)
-            space = (
-                json.loads(facts["action_space"]) if isinstance(facts.get("action_space"), str) else facts.get("action_space")
-            )
-        except (OSError, ValueError, KeyError):
-            pass  # older versions keep it in the HDF5 attributes
-        for line, episode in enumerate(_episodes(folder), start=1):
+        for line, (number, episode) in enumerate(minari_files.episodes(folder, about), start=1):
             split = "val" if uniform(0, "split", title, line) < val_share else "train"
-            yield episode_record(line, f"{folder} episode {line - 1}", episode, title, task, split, clock_hz, space)
+            yield episode_record(line, f"{folder} episode {number}", episode, title, task, split, clock_hz, space)
 
     files = sorted(f for f in (folder / "data").rglob("*") if f.is_file())
     return Source(records, origin_of("minari", files, name=title, rate_hz=clock_hz, val_share=val_share))
 
 
 def _find(where: str) -> Path:
-    import os
-
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
     for folder in (Path(where), root / where):
-        if (folder / "data" / "main_data.hdf5").is_file():
+        if minari_files.layout(folder):
             return folder
-    raise PrepareError(f"{where} has no data/main_data.hdf5, here or under {root}; download it with `minari download {where}`")
-
-
-def _episodes(folder: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(MISSING) from error
-    with h5py.File(folder / "data" / "main_data.hdf5", "r") as file:
-        groups = [k for k in file if k.startswith("episode_")]
-        for key in sorted(groups, key=lambda k: int(k.removeprefix("episode_"))):
-            yield {name: _tree(file[key][name]) for name in ("observations", "actions", "rewards") if name in file[key]}
-
-
-def _tree(node: Any) -> Any:
-    """A dataset as an array, a group as a dict."""
-    return {k: _tree(node[k]) for k in node} if hasattr(node, "keys") else np.asarray(node)
+    raise PrepareError(
+        f"{where} has no data/main_data.hdf5 and no episodes as .arrow or .parquet, here or under {root}; "
+        f"download it with `minari download {where}`"
+    )
 
 
 def episode_record(
@@ -83,53 +59,75 @@ def episode_record(
     rate_hz: float,
     space: dict[str, Any] | None = None,
 ) -> Record:
-    """One episode {"observations" [N+1 ...], "actions" [N ...], "rewards" [N]} as a manifest object with arrays.
-
-    Every observation channel is one sensor channel; flat dicts give one segment per key. Actions are the target.
-    """
+    """One episode of `minari_files.episodes` as a manifest object with arrays; frames of pictures are its blobs."""
+    blobs: dict[str, bytes] = {}
     try:
-        observations = episode["observations"]
-        flat = observations if isinstance(observations, dict) else {"observation": observations}
-        actions = np.asarray(episode["actions"])
-        if actions.dtype.kind in "bui":
-            actions = actions.astype(np.int64) - int((space or {}).get("start") or 0)
         clock = {"start_s": 0.0, "rate_hz": float(rate_hz)}
-        segments = [
-            {"sensor": _table(array), "kind": f"{source}.{key}", "name": key, "role": "observed", **clock}
-            for key, array in sorted(flat.items())
-        ]
-        segments.append(
-            {"action": _discrete(actions), "space": _space(actions, space), "role": "target", "name": "action", **clock}
-        )
+        segments: list[dict[str, Any]] = []
+        for key, leaf in sorted(_leaves(episode["observations"])):
+            segments += _observed(key, leaf, f"{source}.{key}", clock, blobs)
+        values, declared = _actions(episode["actions"], space)
+        segments.append({"action": values, "space": declared, "role": "target", "name": "action", **clock})
         rewards = np.asarray(episode.get("rewards", []), np.float64)
-        facts = {"task": task, "return": round(float(rewards.sum()), 6), "steps": len(actions)}
+        facts = {"task": task, "return": round(float(rewards.sum()), 6), "steps": len(values)}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        return Record(line, where, {"id": str(line)}, error=f"{where} is no episode of flat observations and actions: {error}")
-    return Record(
-        line, where, {"id": f"{source}-{line - 1}", "source": source, "split": split, "metadata": facts, "segments": segments}
-    )
+        return Record(line, where, {"id": str(line)}, error=f"{where} is no episode that can be read: {error}")
+    spec = {"id": f"{source}-{line - 1}", "source": source, "split": split, "metadata": facts, "segments": segments}
+    return Record(line, where, spec, blobs=blobs)
 
 
-def _table(array: Any) -> np.ndarray:
-    """float32 [N channels]."""
-    array = np.asarray(array)
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(`camera.left`, leaf) of nested dicts; one leaf alone is called observation."""
+    if not isinstance(tree, dict):
+        yield name or "observation", tree
+        return
+    for key, inner in tree.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+
+
+def _observed(key: str, leaf: Any, kind: str, clock: dict[str, float], blobs: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The segments of one observation: texts where they change, frames as a video, numbers as a sensor."""
+    common = {"name": key, "role": "observed"}
+    if isinstance(leaf, list) and leaf and isinstance(leaf[0], str):
+        changes = [i for i, text in enumerate(leaf) if i == 0 or text != leaf[i - 1]]
+        return [{"text": leaf[i], "start_s": i / clock["rate_hz"], **common} for i in changes if leaf[i]]
+    if isinstance(leaf, list) and leaf and isinstance(leaf[0], bytes):
+        frames = {f"{key}.{i}.jpg": data for i, data in enumerate(leaf)}
+        blobs.update(frames)
+        return [{"video": list(frames), **common, **clock}]
+    array = np.asarray(leaf)
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and min(array.shape[1:3]) >= minari_files.IMAGE_SIDE:
+        return [{"video": array, **common, **clock}]
     if array.dtype.kind not in "buif" or not array.size:
-        raise ValueError(f"observations of dtype {array.dtype} and shape {array.shape}")
-    return array.reshape(len(array), -1).astype(np.float32)
+        raise ValueError(f"observation {key!r} has dtype {array.dtype} and shape {array.shape}; numbers are needed")
+    return [{"sensor": array.reshape(len(array), -1).astype(np.float32), "kind": kind, **common, **clock}]
 
 
-def _discrete(actions: np.ndarray) -> np.ndarray:
-    return actions.reshape(-1).astype(np.int64) if actions.dtype.kind in "bui" else actions.reshape(len(actions), -1)
-
-
-def _space(actions: np.ndarray, space: dict[str, Any] | None) -> dict[str, Any]:
-    """The declared space where the dataset tells it (with finite bounds), else what the episode's own actions span."""
-    if actions.dtype.kind in "bui":
-        return {"n": int((space or {}).get("n") or actions.max() + 1)}
-    table = actions.reshape(len(actions), -1)
-    low, high = (np.asarray((space or {}).get(k) or [], np.float64).reshape(-1) for k in ("low", "high"))
+def _actions(actions: Any, space: dict[str, Any] | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """(values, space). Discrete ids from 0; else a table within finite bounds, whole numbers in each column included."""
+    if isinstance(actions, (dict, list)):
+        raise ValueError("actions are a dictionary or text; only one flat space of actions can be read")
+    space = space or {}
+    values = np.asarray(actions)
+    if values.dtype.kind in "bui" and (values.ndim == 1 or values[0].size == 1) and space.get("type") != "MultiBinary":
+        ids = values.reshape(-1).astype(np.int64) - int(np.ravel(space.get("start") or 0)[0])
+        count = space.get("n") or np.ravel(space.get("nvec") or [0])[0] or int(ids.max()) + 1
+        return ids, {"n": int(count)}
+    table = values.reshape(len(values), -1).astype(np.float64)
+    low, high = _bounds(space, table.shape[1])
     if len(low) == len(high) == table.shape[1] and np.isfinite([low, high]).all():
-        return {"low": low.tolist(), "high": high.tolist()}
+        return table, {"low": low.tolist(), "high": high.tolist()}
     raise ValueError(
         f"actions are continuous and the dataset does not state finite bounds for their {table.shape[1]} dimensions"
     )
+
+
+def _bounds(space: dict[str, Any], dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [dims] each, or empty where the space states none."""
+    if space.get("type") == "MultiBinary":
+        return np.zeros(dims), np.ones(dims)
+    if space.get("nvec") is not None:
+        low = np.ravel(np.asarray(space.get("start") or np.zeros(dims), np.float64))
+        return low, low + np.ravel(np.asarray(space["nvec"], np.float64)) - 1
+    low, high = (np.asarray([] if space.get(k) is None else space[k], np.float64).reshape(-1) for k in ("low", "high"))
+    return low, high

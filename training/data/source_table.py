@@ -1,4 +1,4 @@
-"""Parquet files, Hugging Face datasets included, as records: one row is one document.
+"""Tables as records: one row is one document. Parquet files, and Arrow files as `datasets.save_to_disk` writes them.
 
 Columns become segments in the order of the schema: strings text, HF images and audio ({bytes, path}) media, class
 labels their names. `columns` maps column -> modality and then only those are read; a column of numbers needs it (sensor
@@ -8,7 +8,7 @@ or action).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,59 @@ from weft.training.data.records import Record
 from weft.training.data.source import MEDIA, Source, origin_of, sniff, split_of
 
 
-def parquet_source(
+def table_source(
     files: Sequence[Path], folder: Path, *, columns: Mapping[str, str] | None = None, name: str | None = None
 ) -> Source:
     """One document per row of every file, in the order of the files' names."""
     try:
-        import pyarrow.parquet
+        import pyarrow
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("reading Parquet needs pyarrow: pip install 'weft[data]'") from error
+        raise ModuleNotFoundError("reading Parquet and Arrow files needs pyarrow: pip install 'weft[data]'") from error
     title = name or folder.resolve().name
 
     def records() -> Iterator[Record]:
         line = 0
         for path in files:
             try:
-                file = pyarrow.parquet.ParquetFile(path)
-                plan = _columns(file.schema_arrow, columns, path)
-                labels = _labels(file.schema_arrow)
+                schema, batches = _open(path)
+                plan = _columns(schema, columns, path)
+                labels = _labels(schema)
                 split = split_of(str(path.relative_to(folder))) or "train"
-                for batch in file.iter_batches(batch_size=64, columns=list(plan)):
+                for batch in batches(list(plan)):
                     for row in batch.to_pylist():
                         line += 1
                         yield _record(line, path, row, plan, labels, title, split)
             except (OSError, pyarrow.ArrowInvalid) as error:
-                raise PrepareError(f"{path} is no readable Parquet file ({error}); copy it again") from error
+                kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
+                raise PrepareError(f"{path} is no readable {kind} file ({error}); copy it again") from error
 
     return Source(records, origin_of("parquet", files, name=title, columns=dict(columns or {})))
+
+
+def _open(path: Path) -> tuple[Any, Callable[[list[str]], Iterator[Any]]]:
+    """(schema, columns -> record batches of at most 64 rows)."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        file = pyarrow.parquet.ParquetFile(path)
+        return file.schema_arrow, lambda names: file.iter_batches(batch_size=64, columns=names)
+    import pyarrow.ipc
+
+    source = pyarrow.memory_map(str(path))
+    try:
+        stream = pyarrow.ipc.open_stream(source)
+        parts: Any = stream
+    except pyarrow.ArrowInvalid:  # the other of Arrow's two layouts
+        stream = pyarrow.ipc.open_file(source)
+        parts = (stream.get_batch(i) for i in range(stream.num_record_batches))
+
+    def rows(names: list[str]) -> Iterator[Any]:
+        for part in parts:
+            part = part.select(names)
+            for at in range(0, part.num_rows, 64):
+                yield part.slice(at, 64)
+
+    return stream.schema, rows
 
 
 def _columns(schema: Any, columns: Mapping[str, str] | None, path: Path) -> dict[str, str]:
@@ -95,6 +122,17 @@ def _record(
             value = labels[column][value] if 0 <= value < len(labels[column]) else str(value)
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
+        if modality == "media" and isinstance(value, str):  # a file beside the table
+            suffix = Path(value).suffix.lower().lstrip(".")
+            if suffix not in MEDIA:
+                return Record(
+                    line,
+                    where,
+                    {"id": str(line)},
+                    error=f"{where}: column {column!r} names {value}, which is no {', '.join(MEDIA)}",
+                )
+            segments.append({MEDIA[suffix]: value})
+            continue
         if isinstance(value, bytes):
             suffix = sniff(value)
             if suffix is None:

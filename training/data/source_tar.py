@@ -19,6 +19,7 @@ from weft.training.data.index import MAX_SAMPLE_BYTES
 from weft.training.data.prepare import PrepareError
 from weft.training.data.records import Record
 from weft.training.data.source import Source, origin_of, sample_record, split_of
+from weft.training.data.storage import open_remote
 
 
 def tar_source(where: str, *, name: str | None = None) -> Source:
@@ -30,12 +31,11 @@ def tar_source(where: str, *, name: str | None = None) -> Source:
         line = 0
         for file in files:
             split = split_of(file) or "train"
-            with _open(file) as stream:
-                for key, members in samples(stream, file):
-                    line += 1
-                    media = {suffix: f"{Path(key).name}.{suffix}" for suffix in members}
-                    blobs = {media[suffix]: data for suffix, data in members.items()} | members
-                    yield sample_record(line, f"{file}:{key}", key, title, split, media, blobs)
+            for key, members in _samples(file):
+                line += 1
+                media = {suffix: f"{Path(key).name}.{suffix}" for suffix in members}
+                blobs = {media[suffix]: data for suffix, data in members.items()} | members
+                yield sample_record(line, f"{file}:{key}", key, title, split, media, blobs)
 
     return Source(records, origin_of("tar", files, name=title))
 
@@ -60,11 +60,19 @@ def _choices(text: str) -> list[str]:
     return text.split(",")
 
 
+def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The samples of one tar, here or behind a URL."""
+    try:
+        with _open(file) as stream:
+            yield from samples(stream, file)
+    except OSError as error:
+        raise PrepareError(f"{file} cannot be read ({error}); check the address and the access") from error
+
+
 def _open(file: str) -> BinaryIO:
     if "://" in file:
-        import fsspec
-
-        return fsspec.open(file, "rb").open()
+        system, path = open_remote(file)
+        return system.open(path, "rb")  # type: ignore[no-any-return]
     return open(file, "rb")
 
 

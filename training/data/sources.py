@@ -1,7 +1,7 @@
 """Other people's data as shards: what a name or folder points to, and which adapter reads it.
 
-In: `manifest.jsonl`, tar files or URLs in WebDataset layout, a folder of Parquet files (Hugging Face included), `minari:PATH`,
-or a folder of media with sidecar text. Out: shards (`prepare_from`) or a `Source` of records (`open_source`).
+In: `manifest.jsonl`, tar files or URLs in WebDataset layout, a folder of Parquet files or of a saved Hugging Face dataset,
+`minari:PATH`, or a folder of media with sidecar text. Out: shards (`prepare_from`) or a `Source` of records (`open_source`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weft.training.data import minari_files
 from weft.training.data.prepare import PrepareError, PrepareReport, prepare, prepare_records
 from weft.training.data.source import Source
 from weft.training.data.source_folder import media_source
 from weft.training.data.source_minari import minari_source
-from weft.training.data.source_parquet import parquet_source
+from weft.training.data.source_table import table_source
 from weft.training.data.source_tar import tar_source
 
 
@@ -47,8 +48,11 @@ def open_source(
     folder = Path(where)
     if not folder.is_dir():
         raise PrepareError(f"{where} is no .jsonl manifest, .tar file or URL, minari: dataset or folder; check the path")
-    if parquet := sorted(folder.rglob("*.parquet")):
-        return parquet_source(parquet, folder, columns=columns, name=name)
+    if minari_files.layout(folder):
+        return minari_source(where, name=name, rate_hz=rate_hz)
+    tables = sorted(f for kind in ("parquet", "arrow") for f in folder.rglob(f"*.{kind}") if not f.name.startswith("cache-"))
+    if tables:
+        return table_source(tables, folder, columns=columns, name=name)
     if any(folder.glob("*.tar")):
         return tar_source(str(folder / "*.tar"), name=name)
     return media_source(folder, name=name)

@@ -10,12 +10,16 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from weft.training.data.index import ShardError
 
+PAUSES_S = (0.2, 1.0)
+"""Between three attempts to read over a network."""
 NAME = re.compile(r"[A-Za-z0-9_-]{1,180}(\.[a-z0-9]{1,20}){1,2}")
 
 
@@ -39,6 +43,21 @@ def open_storage(where: str | os.PathLike[str], *, cache_dir: str | Path | None 
     if "://" in text:
         return RemoteStorage(text, cache_dir=cache_dir, cache_bytes=cache_bytes)
     return LocalStorage(text)
+
+
+def open_remote(url: str) -> tuple[Any, str]:
+    """(fsspec's file system, path in it) of a URL; what is missing to read it is said with its repair."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+    except ImportError as error:
+        scheme = url.partition("://")[0]
+        raise ModuleNotFoundError(
+            f"{scheme}:// needs a package that is missing ({error}); pip install 'fsspec[{scheme.replace('https', 'http')}]'"
+        ) from error
+    except ValueError as error:
+        raise ShardError(f"{url}: {error}; use a scheme that fsspec knows, such as https, s3, gs, file") from error
 
 
 def checked_name(name: str) -> str:
@@ -98,10 +117,8 @@ class RemoteStorage:
     def __init__(
         self, url: str, *, cache_dir: str | Path | None = None, cache_bytes: int = 2**34, block_bytes: int = 4 * 2**20
     ) -> None:
-        import fsspec
-
         self.where = url.rstrip("/")
-        self._fs, self._root = fsspec.core.url_to_fs(self.where)
+        self._fs, self._root = open_remote(self.where)
         self._temporary = None if cache_dir else tempfile.TemporaryDirectory(prefix="weft-shards-")
         self.folder = Path(cache_dir or self._temporary.name) / hashlib.sha256(self.where.encode()).hexdigest()[:16]  # type: ignore[union-attr]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,10 +133,7 @@ class RemoteStorage:
 
     def size(self, name: str) -> int:
         if name not in self._sizes:
-            try:
-                self._sizes[name] = int(self._fs.size(f"{self._root}/{checked_name(name)}"))
-            except OSError as error:
-                raise ShardError(f"{self.where}/{name} cannot be read ({error}); check the address and the access") from error
+            self._sizes[name] = int(self._ask(name, self._fs.size))
         return self._sizes[name]
 
     def read(self, name: str, offset: int, size: int) -> bytes:
@@ -132,10 +146,21 @@ class RemoteStorage:
         return data[start : start + size]
 
     def whole(self, name: str) -> bytes:
-        try:
-            return bytes(self._fs.cat_file(f"{self._root}/{checked_name(name)}"))
-        except OSError as error:
-            raise ShardError(f"{self.where}/{name} cannot be read ({error}); check the address and the access") from error
+        return bytes(self._ask(name, self._fs.cat_file))
+
+    def _ask(self, name: str, call: Callable[..., Any], *more: int) -> Any:
+        """`call(path, ...)`, tried again after a pause: over a network a read may fail once. Raises `ShardError`."""
+        path = f"{self._root}/{checked_name(name)}"
+        for pause_s in (*PAUSES_S, None):
+            try:
+                return call(path, *more)
+            except Exception as error:  # every file system has errors of its own
+                if pause_s is None or isinstance(error, FileNotFoundError | PermissionError):
+                    raise ShardError(
+                        f"{self.where}/{name} cannot be read ({str(error) or type(error).__name__}); "
+                        "check the address and the access"
+                    ) from error
+                time.sleep(pause_s)
 
     def forget(self, name: str) -> None:
         """Drop the cached blocks of one file: they may be what is corrupted, not the origin."""
@@ -151,12 +176,9 @@ class RemoteStorage:
                 return (self.folder / key).read_bytes()
             except OSError:  # somebody emptied the cache
                 self._drop(key)
-        try:
-            data = bytes(
-                self._fs.cat_file(f"{self._root}/{checked_name(name)}", block * self._block, (block + 1) * self._block)
-            )
-        except OSError as error:
-            raise ShardError(f"{self.where}/{name} cannot be read at block {block} ({error})") from error
+        data = bytes(self._ask(name, self._fs.cat_file, block * self._block, (block + 1) * self._block))
+        if len(data) > self._block:  # a server that ignores ranges sends the whole file
+            data = data[block * self._block : (block + 1) * self._block]
         part = self.folder / f"{key}.{os.getpid()}.part"
         part.write_bytes(data)
         os.replace(part, self.folder / key)
