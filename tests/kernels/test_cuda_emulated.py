@@ -90,7 +90,7 @@ def test_a_missing_barrier_is_seen(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
-    for name in ("prim.cuh", "emulate.cpp", "norm_rope.cuh"):
+    for name in ("prim.cuh", "emulator.cuh", "emulate.cpp", "norm_rope.cuh"):
         text = (SOURCES / name).read_text()
         if name == "norm_rope.cuh":
             assert text.count("  sync_block();\n") == 1
