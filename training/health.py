@@ -40,7 +40,6 @@ class Heartbeat:
         self.every_s = every_s
         self.rank = rank
         self.last = float("-inf")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def beat(self, step: int, phase: str, force: bool = False) -> None:
         """Say that this rank is about to do `phase` of `step`. A full disk is no reason to stop a run."""
@@ -51,6 +50,7 @@ class Heartbeat:
         said = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "step": step, "phase": phase}
         draft = self.path.with_suffix(".tmp")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps({**said, "time_s": time.time()}) + "\n", encoding="utf-8")
             os.replace(draft, self.path)
         except OSError:
