@@ -3,56 +3,34 @@
 In: tokens [T D], their experts and weights [T S], the experts' matrices. Out: [T D], each the weighted sum of its experts.
     torch    sort, copy, product, SwiGLU, product, weighted sum: autograd over library calls
     triton   `triton_moe.py`: everything around the two products fused
-The choice: the argument, else `use_backend(...)`, else the environment variable WEFT_MOE, else "auto", which is torch until the
-fused one has been timed on a GPU. A backend that was asked for by name and cannot run is an error, never replaced in silence.
+The choice: the argument, else `with CHOICE.use(...)`, else the environment variable WEFT_MOE, else "auto", which is torch until
+the fused one has been timed on a GPU. A backend that was asked for by name and cannot run is an error.
 
 Axes: `T tokens  D width  E experts  S experts per token  F expert width  N = T * S choices`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from weft.kernels.choice import Choice, ChoiceError
 from weft.kernels.fused import swiglu
 from weft.kernels.grouped import grouped_matmul
 
-BACKENDS = ("torch", "triton")
-VARIABLE = "WEFT_MOE"
-
-_chosen: ContextVar[str | None] = ContextVar("moe backend", default=None)
+CHOICE = Choice("WEFT_MOE", ("torch", "triton"), auto="torch")
 
 
 class MoEError(ValueError):
-    """The call cannot be run: shapes that do not fit, or a backend that refuses it."""
-
-
-@contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every routed layer in this block on the named backend ("auto": choose)."""
-    token = _chosen.set(_known(name))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    """Shapes that do not fit."""
 
 
 def why(x: Tensor, gate_up: Tensor, down: Tensor) -> list[tuple[str, str]]:
     """Each backend with "runs" or the reason why it does not, in the order in which "auto" asks them."""
     return [("torch", "runs"), ("triton", _triton(x, gate_up, down) or "runs")]
-
-
-def chosen(backend: str | None = None) -> str:
-    """The backend that the next call takes: "torch" or "triton". Raises MoEError for an unknown name."""
-    wanted = _known(backend or _chosen.get() or os.environ.get(VARIABLE) or "auto")
-    return "torch" if wanted == "auto" else wanted
 
 
 def moe_ffn(x: Tensor, weight: Tensor, expert: Tensor, gate_up: Tensor, down: Tensor, *, backend: str | None = None) -> Tensor:
@@ -61,10 +39,10 @@ def moe_ffn(x: Tensor, weight: Tensor, expert: Tensor, gate_up: Tensor, down: Te
     x [T D]; weight, expert (int64) [T S]; gate_up [E 2F D], rows 0..F the gate; down [E D F]. Gradients reach x, weight and
     both matrices, zero for an expert without tokens. Under autocast float32 inputs are computed in the autocast type.
 
-    Raises MoEError for shapes that do not fit and for a named backend that does not support the call.
+    Raises MoEError for shapes that do not fit and ChoiceError for a named backend that does not exist or support the call.
     """
     _check(x, weight, expert, gate_up, down)
-    name, kind = chosen(backend), x.device.type
+    name, kind = CHOICE.pick(backend), x.device.type
     if name == "torch":
         return composed(x, weight, expert, gate_up, down)
     if torch.is_autocast_enabled(kind):
@@ -72,7 +50,7 @@ def moe_ffn(x: Tensor, weight: Tensor, expert: Tensor, gate_up: Tensor, down: Te
         x, gate_up, down = (y.to(lower) if y.dtype == torch.float32 else y for y in (x, gate_up, down))
     reason = _triton(x, gate_up, down)
     if reason:
-        raise MoEError(f"MoE backend 'triton' was asked for but {reason}; use backend='auto' or see why()")
+        raise ChoiceError(f"MoE backend 'triton' was asked for but {reason}; use backend='auto' or see why()")
     from weft.kernels.triton_moe import run
 
     with torch.autocast(kind, enabled=False):
@@ -142,12 +120,6 @@ def _triton(x: Tensor, gate_up: Tensor, down: Tensor) -> str | None:
     from weft.kernels import triton_moe
 
     return triton_moe.supports(x, gate_up, down)
-
-
-def _known(name: str) -> str:
-    if name != "auto" and name not in BACKENDS:
-        raise MoEError(f"MoE backend {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
-    return name
 
 
 def _check(x: Tensor, weight: Tensor, expert: Tensor, gate_up: Tensor, down: Tensor) -> None:

@@ -1,250 +1,145 @@
-"""The GPU kernels against the libraries, in one process on the same random inputs. Needs an NVIDIA GPU; elsewhere it says so.
+"""The GPU kernels against the libraries: one process, the same random inputs, medians, every row whether it won or lost.
 
-Attention: our Triton kernels against FlexAttention, xformers, and torch's attention with a dense causal mask (which is another,
-easier mask to express, and more work). Rows: four kinds of stream x length x window x head width x direction, 16 query and 4 kv
-heads, bfloat16. Sliced loss against its torch path and the whole vocabulary. QK-norm with rotation against plain torch.
-`useful` counts visible pairs only; the same run's own matmul rate is printed first, to divide by.
+    python -m weft.benchmarks.speed.gpu [--quick] [--only attention,loss,...] [--json FILE] [--plot FILE] [--text FILE]
+
+Groups: attention, loss, moe, norm, decode, step. `useful` counts visible pairs (or own ids) only; this run's own matmul rate is
+measured first, to divide by. A rival that is not installed, a mask that it cannot say, and what failed are listed with their
+reason. Needs an NVIDIA GPU; `--smoke` runs every group on a CPU in tiny shapes to show that the script works, nothing more.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from weft.benchmarks.speed.report import Row, compare, finish, measure, peak_bytes, relative_error, speed_parser, start
-from weft.kernels.attention import attention, why
-from weft.kernels.layout import StreamLayout
+from weft.benchmarks.speed import gpu_attention, gpu_layers, gpu_step
+from weft.benchmarks.speed.gpu_table import SMOKE, Bench, Figure, Line, from_row, matmul_rate, plot, text, write
+from weft.benchmarks.speed.report import speed_parser, start
 
-HEADS, KV_HEADS = 16, 4
-STREAMS = ("text", "image+text", "video", "documents")
-MUST, AIM = {False: 1.1, True: 1.0}, {False: 1.5, True: 1.3}  # against FlexAttention: forward, with backward
-WARM_S = 60.0  # one row's rounds end here
+NO_GPU = "not measured: no NVIDIA GPU is here (torch.cuda.is_available() is false); --smoke tries the script on a CPU"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One row of the attention table."""
-
-    stream: str
-    length: int
-    window: int | None
-    width: int
-    backward: bool
-
-    @property
-    def name(self) -> str:
-        way = "forward + backward" if self.backward else "forward"
-        return f"{self.stream} L={self.length} W={self.window or 'full'} K={self.width} {way}"
+def attention_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """Every case."""
+    cases = gpu_attention.smoke_cases() if args.smoke else gpu_attention.cases(args.quick)
+    variants = gpu_attention.FLEX[:2] if args.quick else gpu_attention.FLEX
+    for case in cases:
+        yield gpu_attention.attention_line(bench, case, variants)
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    """Every row, or one per kind of stream."""
-    lengths, windows, widths = ((8192,), (1024,), (128,)) if quick else ((8192, 32768), (512, 1024, None), (64, 128))
-    for stream in STREAMS:
-        for length in lengths:
-            for window in windows:
-                for width in widths:
-                    yield from (Case(stream, length, window, width, backward) for backward in (False, True))
+def loss_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """One size, or a small one."""
+    if args.smoke:
+        yield gpu_layers.loss_line(bench, 60, 24, gpu_layers.SMOKE_SLICES)
+    else:
+        yield gpu_layers.loss_line(bench, 4096 if args.quick else 32768, 2048)
 
 
-def stream_layout(kind: str, length: int, window: int | None, device: str, seed: int = 0) -> StreamLayout:
-    """text: documents of about 800 tokens. image+text: images of 256, 576 or 1024 two-way tokens between texts of 64 to 512.
-    video: frames of 256 two-way tokens and a closing token. documents: about 4000 tokens, causal, no landmarks."""
-    random = torch.Generator().manual_seed(seed)
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=random))
-
-    document, landmark, two_way = torch.zeros(length, dtype=torch.int32), torch.zeros(length, dtype=torch.bool), []
-    at, number = 0, 0
-    block = torch.full((length,), -1, dtype=torch.int32)
-    while at < length:
-        body = {"text": lambda: draw(100, 1500), "documents": lambda: draw(2000, 6000)}.get(kind, lambda: draw(6000, 12000))()
-        end = min(at + body, length)
-        document[at:end] = number
-        landmark[at] = kind != "documents"
-        while at < end and kind in ("image+text", "video"):
-            text = draw(64, 512) if kind == "image+text" else 0
-            image = (256, 576, 1024)[draw(0, 3)] if kind == "image+text" else 256
-            first = at + text
-            if first + image + 1 > end:
-                break
-            two_way.append(first)
-            block[first : first + image] = len(two_way)
-            landmark[first + image] = True
-            at = first + image + 1
-        at, number = end, number + 1
-    return StreamLayout.build(document, landmark, block, window).to(device)
+def moe_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """Three shapes of experts, or one."""
+    shapes = gpu_layers.SMOKE_MOE if args.smoke else gpu_layers.MOE[:1] if args.quick else gpu_layers.MOE
+    yield from gpu_layers.moe_lines(bench, shapes)
 
 
-def exact_rows(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, queries: Tensor) -> Tensor:
-    """[n H K] in float64: the attention of some queries, by the definition."""
-    group = q.shape[1] // k.shape[1]
-    seen = (layout.born <= queries[:, None]) & (queries[:, None] < layout.dies)
-    wide = q[queries].double().unflatten(1, (k.shape[1], group))
-    score = torch.einsum("ngrk,tgk->ngrt", wide, k.double()) * q.shape[-1] ** -0.5
-    weight = score.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
-    return torch.einsum("ngrt,tgk->ngrk", weight, v.double()).flatten(1, 2)
+def norm_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """Both head widths."""
+    for width in (64, 128):
+        yield gpu_layers.norm_line(bench, 20 if args.smoke else 32768, width)
 
 
-def matmul_rate() -> float:
-    """TFLOP/s of one bfloat16 product of 8192^3 in this process."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    seconds = measure({"matmul": lambda: a @ b}, 30, warmup=5)["matmul"]
-    return 2 * 8192**3 / seconds / 1e12
+def decode_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """What `gpu_decode.py` measures."""
+    if importlib.util.find_spec("weft.benchmarks.speed.gpu_decode") is None:
+        yield Line("decode", "windowed decode", {"ours": Figure("not measured: weft has no decode kernel yet")})
+        return
+    from weft.benchmarks.speed import gpu_decode
+
+    for row in gpu_decode.rows(bench.device, rounds=bench.rounds, quick=args.quick or args.smoke):
+        yield from_row(row, "decode")
 
 
-def attention_row(case: Case, rounds: int, rate: float) -> Row:
-    """Ours is the Triton backend, the rival FlexAttention; every other backend's time stands in `extra`."""
-    layout = stream_layout(case.stream, case.length, case.window, "cuda")
-    heads = (HEADS, KV_HEADS, KV_HEADS)
-    q, k, v = (torch.randn(case.length, n, case.width, device="cuda", dtype=torch.bfloat16) for n in heads)
-    grad = torch.randn_like(q)
-    inputs = [x.requires_grad_(case.backward) for x in (q, k, v)]
-
-    def call(function: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
-        def run() -> list[Tensor]:
-            out = function()
-            return [out, *(torch.autograd.grad(out, inputs, grad) if case.backward else ())]
-
-        return run
-
-    def dense_causal() -> Tensor:
-        queries, keys, values = (x.transpose(0, 1)[None] for x in inputs)
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
-
-    reasons = dict(why(q, k, v, layout))
-    names = [name for name in ("triton", "flex", "xformers") if reasons[name] == "runs"]
-    calls = {name: call(lambda name=name: attention(q, k, v, layout, backend=name)) for name in names}  # type: ignore[misc]
-    calls["dense_causal"] = call(dense_causal)
-    seconds = measure(calls, rounds, warmup=3, budget_s=WARM_S)
-    flops = layout.flops(HEADS, case.width) * (3.5 if case.backward else 1)
-    extra = {f"{name}_ms": value * 1e3 for name, value in seconds.items()}
-    extra |= {f"{name}_useful_tflops": flops / value / 1e12 for name, value in seconds.items()}
-    queries = torch.randperm(case.length, device="cuda")[:64]
-    error = None
-    if "triton" in calls:
-        extra["of_matmul_rate"] = extra["triton_useful_tflops"] / rate
-        extra["peak_mib"] = peak_bytes(calls["triton"]) / 2**20
-        error = relative_error(calls["triton"]()[0][queries], exact_rows(q, k, v, layout, queries))
-    note = "; ".join(
-        f"{name} {reason}" for name, reason in reasons.items() if name in ("triton", "xformers") and reason != "runs"
-    )
-    must, aim = MUST[case.backward], AIM[case.backward]
-    return compare(
-        case.name, seconds.get("triton"), seconds.get("flex"), error=error, note=note, extra=extra, must=must, aim=aim
-    )
+def step_lines(bench: Bench, args: argparse.Namespace) -> Iterator[Line]:
+    """One training step."""
+    yield gpu_step.step_line(bench, 300 if args.smoke else 16384, args.smoke)
 
 
-def loss_row(tokens: int, width: int, rounds: int) -> Row:
-    """Forward and backward over slices of 65,536 text, 32,768 image, 8,192 audio and 1,024 action ids; the rival computes the
-    logits of the whole vocabulary with `torch.nn.functional.linear_cross_entropy` where torch has it, else with matmul."""
-    from weft.kernels.sliced_loss import sliced_cross_entropy
-
-    sizes, shares = (65536, 32768, 8192, 1024), (0.45, 0.45, 0.08, 0.02)
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    slices = tuple((end - size, end) for end, size in zip(ends, sizes))
-    index = torch.multinomial(torch.tensor(shares), tokens, replacement=True)
-    borders = torch.tensor(slices)[index]
-    target = (borders[:, 0] + (torch.rand(tokens) * (borders[:, 1] - borders[:, 0])).long()).cuda()
-    index = index.cuda()
-    made = (torch.randn(n, width, device="cuda", dtype=torch.bfloat16) for n in (tokens, ends[-1]))
-    hidden, weight = (x.mul_(width**-0.5).requires_grad_() for x in made)
-    whole = getattr(F, "linear_cross_entropy", None)
-
-    def rival() -> object:
-        loss = whole(hidden, weight, target) if whole else F.cross_entropy((hidden @ weight.T).float(), target)
-        return torch.autograd.grad(loss, (hidden, weight))
-
-    def ours(backend: str) -> Callable[[], list[Tensor]]:
-        def run() -> list[Tensor]:
-            loss = sliced_cross_entropy(hidden, weight, target, index, slices, backend=backend)[0]
-            return [loss, *torch.autograd.grad(loss.mean(), (hidden, weight))]
-
-        return run
-
-    calls: dict[str, Callable[[], object]] = {"ours": ours("triton"), "torch": ours("torch"), "rival": rival}
-    seconds = measure(calls, rounds, warmup=2, budget_s=WARM_S)
-    error = max(relative_error(a, b) for a, b in zip(ours("triton")(), ours("torch")()))
-    extra = {"torch_path_ms": seconds["torch"] * 1e3, "peak_mib": peak_bytes(calls["ours"]) / 2**20}
-    name = f"sliced loss N={tokens} D={width} forward + backward"
-    return compare(name, seconds["ours"], seconds["rival"], must=1.3, aim=1.8, error=error, extra=extra)
+GROUPS: dict[str, Callable[[Bench, argparse.Namespace], Iterator[Line]]] = {
+    "attention": attention_lines,
+    "loss": loss_lines,
+    "moe": moe_lines,
+    "norm": norm_lines,
+    "decode": decode_lines,
+    "step": step_lines,
+}
 
 
-def norm_row(tokens: int, width: int, rounds: int) -> Row:
-    """QK-norm with rotation, forward and backward, against the same in plain torch."""
-    from weft.kernels import cuda, rotary
-
-    position = torch.randint(0, 5000, (tokens, 3), device="cuda")
-    table = rotary.rope_table(position, width)
-    q, k = (torch.randn(tokens, n, width, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (HEADS, KV_HEADS))
-    weights = [torch.ones(width, device="cuda", requires_grad=True) for _ in range(2)]
-    name = f"QK-norm + rotation T={tokens} K={width} forward + backward"
-    reason = cuda.supports(q, k, *weights)
-    if reason:
-        return compare(name, None, None, note=reason)
-    grads = [torch.randn_like(x) for x in (q, k)]
-
-    def call(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[], tuple[Tensor, ...]]:
-        return lambda: torch.autograd.grad(function(q, k, *weights, *table), (q, k, *weights), grads)
-
-    calls = {"ours": call(cuda.qk_norm_rope), "rival": call(rotary.qk_norm_rope)}
-    error = max(relative_error(a, b) for a, b in zip(calls["ours"](), calls["rival"]()))
-    seconds = measure(calls, rounds, warmup=3)
-    return compare(name, seconds["ours"], seconds["rival"], error=error)
+def groups(words: str) -> list[str]:
+    """Names of `--only`. Raises ValueError for an unknown one."""
+    chosen = [word.strip() for word in words.split(",") if word.strip()]
+    for word in chosen:
+        if word not in GROUPS:
+            raise ValueError(f"--only knows {', '.join(GROUPS)}; found {word!r}")
+    return chosen or list(GROUPS)
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Useful TFLOP/s of every backend, one group of bars per attention row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if any(key.endswith("_useful_tflops") for key in row.extra)]
-    backends = [name for name in ("triton", "flex", "xformers") if any(f"{name}_useful_tflops" in row.extra for row in rows)]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * max(1, len(rows)) * max(1, len(backends))))
-    for place, backend in enumerate(backends):
-        values = [row.extra.get(f"{backend}_useful_tflops", 0.0) for row in rows]
-        axes.barh([i + place * 0.8 / len(backends) for i in range(len(rows))], values, 0.8 / len(backends), label=backend)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("useful TFLOP/s (visible pairs only)")
-    if backends:
-        axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+def run(args: argparse.Namespace) -> tuple[Bench, list[Line]]:
+    """Every line; what is asked for is written after each."""
+    chosen = groups(args.only)
+    device = "cpu" if args.smoke else "cuda"
+    rounds = 2 if args.smoke else 20 if args.quick else 50
+    bench = Bench(device, rounds, matmul_rate(Bench(device, min(rounds, 30), 0.0)), args.budget)
+    lines: list[Line] = []
+    for group in chosen:
+        for one in _guarded(group, GROUPS[group](bench, args)):
+            lines.append(one)
+            print(".", end="", flush=True)
+            if args.json:
+                write(args.json, lines, bench, args.smoke)
+    left_out = [group for group in GROUPS if group not in chosen]
+    lines += [Line(group, "whole group", {"all": Figure("not measured: left out by --only")}) for group in left_out]
+    return bench, lines
 
 
-def run(args: argparse.Namespace) -> list[Row]:
-    """Every row; nothing is left out because it lost."""
-    rounds = 20 if args.quick else 50
-    rate = matmul_rate()
-    print(f"bfloat16 matmul of 8192^3 in this run: {rate:.0f} TFLOP/s")
-    rows = [attention_row(case, rounds, rate) for case in cases(args.quick)]
-    rows.append(loss_row(4096 if args.quick else 32768, 2048, 10))
-    return [*rows, *(norm_row(32768, width, rounds) for width in (64, 128))]
+def _guarded(group: str, lines: Iterator[Line]) -> Iterator[Line]:
+    """A group whose inputs cannot be made (memory, say) is one failed line; the others go on."""
+    try:
+        yield from lines
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        yield Line(group, "rest of the group", {"all": Figure(f"failed: {type(error).__name__}: {reason}")})
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = speed_parser("gpu", __doc__ or "")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the attention rows as a PNG")
+    """0 after a run, 1 where there is no GPU to run on."""
+    parser = speed_parser("gpu", (__doc__ or "").splitlines()[0])
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the lines as a PNG")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="also write the printed table here")
+    parser.add_argument("--only", default="", metavar="GROUPS", help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--budget", type=float, default=30.0, metavar="S", help="seconds of rounds per line")
+    parser.add_argument("--smoke", "--dry-run", action="store_true", help="tiny shapes on a CPU: does the script work?")
     args = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("not measured: no NVIDIA GPU is here (torch.cuda.is_available() is false)")
-        return 0
+    if not args.smoke and not torch.cuda.is_available():
+        print(NO_GPU)
+        return 1
     start(args)
-    rows = run(args)
-    finish(rows, args)
+    if args.smoke:
+        print(SMOKE)
+    bench, lines = run(args)
+    table = text(lines, bench, args.smoke)
+    print("\n" + table)
+    if args.json:
+        write(args.json, lines, bench, args.smoke)
+    if args.text:
+        args.text.parent.mkdir(parents=True, exist_ok=True)
+        args.text.write_text(table + "\n", encoding="utf-8")
     if args.plot:
-        plot(rows, args.plot)
+        plot(lines, args.plot, args.smoke)
     return 0
 
 

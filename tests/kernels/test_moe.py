@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.kernels.routed import SIZES, Size, gradients, hold, inputs, one_by_one, wide
-from weft.kernels.moe import MoEError, chosen, moe_ffn, use_backend, why
+from weft.kernels.choice import ChoiceError
+from weft.kernels.moe import CHOICE, MoEError, moe_ffn, why
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -25,21 +26,24 @@ def test_gradcheck() -> None:
 
 def test_the_choice_is_forced_by_argument_then_context_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WEFT_MOE", raising=False)
-    assert chosen() == "torch"
+    given = inputs(SIZES["two of five"], torch.float32)
+    moe_ffn(*given)
     monkeypatch.setenv("WEFT_MOE", "triton")
-    assert chosen() == "triton"
-    with use_backend("auto"):
-        assert chosen() == "torch" and chosen("triton") == "triton"
+    with pytest.raises(ChoiceError, match="NVIDIA GPU"):
+        moe_ffn(*given)
+    moe_ffn(*given, backend="torch")
+    with CHOICE.use("torch"):
+        moe_ffn(*given)
     monkeypatch.setenv("WEFT_MOE", "quick")
-    with pytest.raises(MoEError, match="'quick' is unknown"):
-        chosen()
+    with pytest.raises(ChoiceError, match="'quick' is unknown"):
+        moe_ffn(*given)
 
 
 def test_a_backend_that_cannot_run_is_an_error_and_says_why() -> None:
     given = inputs(SIZES["two of five"], torch.float32)
     reasons = dict(why(given[0], *given[3:]))
     assert reasons["torch"] == "runs" and "needs an NVIDIA GPU, found cpu" in reasons["triton"]
-    with pytest.raises(MoEError, match="'triton' was asked for but needs an NVIDIA GPU"):
+    with pytest.raises(ChoiceError, match="'triton' was asked for but needs an NVIDIA GPU"):
         moe_ffn(*given, backend="triton")
     assert "float64" in dict(why(*(x.double() for x in (given[0], *given[3:]))))["triton"]
 
