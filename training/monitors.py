@@ -195,22 +195,29 @@ def entropies(model: Transformer, batch: Batch, per_modality: int = 256) -> dict
 
 @torch.no_grad()
 def modality_use(model: Transformer, batch: Batch) -> dict[str, tuple[float, float]]:
-    """For each modality with content in context: (mean nll of OTHER modalities' targets with that content moved between
-    documents minus intact, standard error). Near zero: the model ignores it."""
-    learnt = batch.weight > 0
+    """For each modality with content in context: (mean nll of OTHER modalities' targets behind it in its document, with that
+    content moved between documents, minus intact; standard error). Near zero: the model ignores it."""
     base = _nll(model, batch)
     found = {}
     for m, name in enumerate(MODALITIES):
         moved = shuffled(batch, m, model.config.slices)
-        others = learnt & (batch.target_modality != m)
+        others = (batch.weight > 0) & (batch.target_modality != m) & behind(batch, m)
         if moved is None or not bool(others.any()):
             continue
         difference = (_nll(model, moved) - base)[others].double()
-        if not bool(difference.any()):
-            continue  # no such target comes after this content: nothing to say
-        error = float(difference.std(unbiased=False)) / math.sqrt(max(1, len(difference)))
+        error = float(difference.std(unbiased=False)) / math.sqrt(len(difference))
         found[name] = (float(difference.mean()), error)
     return found
+
+
+def behind(batch: Batch, m: int) -> Tensor:
+    """bool [T]: positions that come after content of modality m in the same document."""
+    at = torch.arange(len(batch.ids), device=batch.ids.device)
+    document = batch.document.long()
+    content = (batch.modality == m) & ~batch.landmark
+    first = at.new_full((int(document.max()) + 1,), len(at))
+    first.scatter_reduce_(0, document[content], at[content], "amin")
+    return at > first[document]
 
 
 def shuffled(batch: Batch, m: int, slices: tuple[tuple[int, int], ...]) -> Batch | None:

@@ -16,7 +16,7 @@ from weft.tokenizers.vocabulary import MODALITIES
 from weft.training.distributed import World
 from weft.training.engine import EngineConfig, LocalEngine
 from weft.training.loss import LossConfig
-from weft.training.monitors import MonitorConfig, Monitors, entropies, modality_use, robust_z, router_report, shuffled
+from weft.training.monitors import MonitorConfig, Monitors, behind, entropies, modality_use, robust_z, router_report, shuffled
 from weft.training.optim import OptimizerConfig
 
 NONE = torch.zeros(0, 0, 0, dtype=torch.int64)
@@ -154,6 +154,15 @@ def test_a_modality_that_is_ignored_rings_at_the_fifth_probe(seeing: tuple[Trans
     monitors = Monitors(MonitorConfig())
     alarms = [monitors.probe(blind, batch)[1] for _ in range(6)]
     assert [len([a for a in rung if "ignored: shuffling image" in a]) for rung in alarms] == [0, 0, 0, 0, 1, 1]
+
+
+def test_only_what_stands_behind_a_modality_can_use_it() -> None:
+    streams = [stream([("text", True), ("image", False), ("sensor", True)], 1, size=2), stream([("text", True)], 2, size=3)]
+    batch = collate([streams], 32, FEATURES)
+    found = behind(batch, MODALITIES.index("image"))
+    first = int(torch.nonzero(batch.modality == MODALITIES.index("image"))[0])
+    end = len(streams[0].ids)
+    assert found.tolist() == [first < i < end for i in range(32)]
 
 
 def test_shuffling_moves_one_modality_and_nothing_else() -> None:
