@@ -2,8 +2,8 @@
 
 Ours takes q, k, v as they leave the projection and does QK-norm, rotation, the write into the cache and attention. The rivals
 get the same work: plain torch for norm, rotation and write, then attention over a contiguous, full cache, their best form. A
-step over many layers' caches, more than an L2 cache holds, is replayed from one CUDA graph; figures are per layer. `rows` serves
-gpu.py; on a CPU (smoke) the plain torch step stands for ours, and no figure means anything.
+step over the caches of many layers, more than an L2 cache holds, is replayed from one CUDA graph; figures are per layer. `rows`
+serves gpu.py; on a CPU (smoke) the plain torch step stands for ours, and no figure means anything.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ WEFT_DEVICE void add_sums(const float* from, int count, float* factors, Put put)
 }
 
 template <int K, int R, class T>
-WEFT_KERNEL_OF(DECODE_THREADS) decode_step(const DecodeStep<T> step) {
+WEFT_KERNEL_PAIRED(DECODE_THREADS) decode_step(const DecodeStep<T> step) {
   using S = Sharing<K, R, T>;
   int part = block_index() % step.parts, group = block_index() / step.parts % step.groups;
   int entry = block_index() / (step.parts * step.groups), row = step.rows[entry];

@@ -8,6 +8,8 @@
 #ifdef WEFT_EMULATE
 #include <memory>
 
+#define WEFT_KERNEL_PAIRED(THREADS) static void
+
 namespace emulator {
 
 // One turn of the block: a random set of its warps runs as far as it can. Returns whether any of its threads is left.
@@ -97,6 +99,9 @@ WEFT_DEVICE void widen(const Bytes16& raw, const T*, float* out) {
   for (int i = 0; i < 8; ++i) out[i] = wide(value[i]);
 }
 #else
+// Two blocks per processor are enough: the compiler need not spill to fit a third.
+#define WEFT_KERNEL_PAIRED(THREADS) __global__ void __launch_bounds__(THREADS, 2)
+
 // Adds one to the counter and returns what it was.
 WEFT_DEVICE int add_one(int* counter) { return atomicAdd(counter, 1); }
 // Whoever sees what this thread writes after the fence sees what it wrote before.
