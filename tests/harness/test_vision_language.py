@@ -105,7 +105,7 @@ def rival(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    return open_model(f"hf:{ {'llava': llava, 'qwen': qwen}[request.param](folder)}", "cpu")
+    return open_model(f"hf:{ {'llava': llava, 'qwen': qwen}[request.param](folder) }", "cpu")
 
 
 def test_a_vision_language_model_answers_about_pictures(rival: tuple[str, Any], data: Path, tmp_path: Path) -> None:
