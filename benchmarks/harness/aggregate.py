@@ -16,6 +16,7 @@ import numpy as np
 from weft.benchmarks.harness import metrics as m
 from weft.benchmarks.harness.measures import Measure, measure
 from weft.benchmarks.harness.questions import lookup
+from weft.benchmarks.harness.signals import EXTRACTOR
 from weft.benchmarks.harness.stats import Estimate, bootstrap, slice_gap, t_interval
 from weft.benchmarks.harness.task import Task, TaskError
 
@@ -41,8 +42,10 @@ def summarise(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict
 
 def _figure(task: Task, metric: str, records: Sequence[Record], rounds: int) -> dict[str, Any]:
     about = measure(metric)
+    if metric == "frechet":
+        return {**_frechet(records), "higher_is_better": about.higher}
     if about.pool == "corpus":
-        estimate, left = _corpus(metric, records)
+        estimate, left = _corpus(metric, records), 0
     else:
         scores, left = sample_scores(task, metric, records)
         estimate = _estimate(about, scores, task.answer == "control", rounds)
@@ -95,9 +98,11 @@ def _text_scores(task: Task, metric: str, records: Sequence[Record]) -> np.ndarr
         out[:] = (1.0, 1.0)  # a document whose answer cannot be read counts as one wrong word
     if not known:
         return out
-    out[known] = TEXT[metric](ask, references) if metric != "temporal" else _temporal(ask, references, task.within_s)
-    if metric == "temporal":
+    name, _, within_ms = metric.partition(":")
+    if name == "temporal":
+        out[known] = _temporal(ask, references, int(within_ms) / 1000 if within_ms else task.within_s)
         return out
+    out[known] = TEXT[metric](ask, references)
     failed = [i for i, r in enumerate(records) if r.get("failed")]
     if not counts:
         out[failed] = 0.0  # an empty answer is no right answer, even where nothing was to be said
@@ -141,20 +146,25 @@ TEXT: dict[str, Callable[[list[str], list[list[str]]], np.ndarray]] = {
     "cer": _errors(m.character_errors, len),
     "bleu": _best(m.bleu),
     "chrf": _best(m.chrf),
+    "rouge_1": _best(m.rouge_1),
+    "rouge_2": _best(m.rouge_2),
     "rouge_l": _best(m.rouge_l),
     "consensus": m.caption_consensus,
 }
 
 
-def _corpus(metric: str, records: Sequence[Record]) -> tuple[Estimate | None, int]:
+def _frechet(records: Sequence[Record]) -> dict[str, Any]:
+    """A distance of two clouds of features; no interval, because resampled clouds lie further apart than whole ones."""
+    pairs = [r["features"] for r in records if "features" in r]
+    found = {"value": None, "n": len(pairs), "left_out": len(records) - len(pairs), "features": EXTRACTOR}
+    if len(pairs) < 2:
+        return found
+    table = np.array(pairs, np.float64)
+    return {**found, "value": round(m.frechet_distance(table[:, 0], table[:, 1]), 6)}
+
+
+def _corpus(metric: str, records: Sequence[Record]) -> Estimate | None:
     """A figure of all samples at once; resampling draws samples, as everywhere."""
-    if metric == "frechet":
-        pairs = [r["features"] for r in records if "features" in r]
-        if len(pairs) < 2:
-            return None, len(records) - len(pairs)
-        table = np.array(pairs, np.float64)
-        value = m.frechet_distance(table[:, 0], table[:, 1])
-        return Estimate(value, value, value, len(pairs)), len(records) - len(pairs)
     rows = [(_said(r), (_accepted(r) or [""])[0], float(r.get("confidence", 1.0))) for r in records]
 
     def statistic(picked: np.ndarray) -> float:
@@ -166,7 +176,7 @@ def _corpus(metric: str, records: Sequence[Record]) -> tuple[Estimate | None, in
             return m.corpus_bleu(said, right)
         return m.calibration_error([c for _, _, c in some], m.accuracy(said, right).tolist())
 
-    return (bootstrap(np.arange(len(rows)), statistic, rounds=CORPUS_ROUNDS) if rows else None), 0
+    return bootstrap(np.arange(len(rows)), statistic, rounds=CORPUS_ROUNDS) if rows else None
 
 
 def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:

@@ -39,6 +39,8 @@ MEASURES: dict[str, Measure] = {
     "bleu": Measure(("text",), text=True),
     "corpus_bleu": Measure(("text",), pool="corpus", text=True),
     "chrf": Measure(("text",), text=True),
+    "rouge_1": Measure(("text",), text=True),
+    "rouge_2": Measure(("text",), text=True),
     "rouge_l": Measure(("text",), text=True),
     "consensus": Measure(("text",), text=True),
     "temporal": Measure(("text",), text=True),

@@ -1,7 +1,7 @@
 """What is measured, one number per sample wherever a metric allows it, by well-kept libraries where they exist.
 
 A metric is a function (predictions, references) -> per-sample scores [n]; it never sees the reference of another sample, except
-corpus metrics, which say so. Names are the field's own; `METRICS` is what a task file may name.
+corpus metrics, which say so. Names are the field's own; what a task file may name stands in `measures.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,24 @@ def corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
     return float(_need("sacrebleu", "eval").corpus_bleu(list(predictions), [list(references)]).score)
 
 
+def _rouge(kind: str, predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    scorer = _need("rouge_score.rouge_scorer", "eval").RougeScorer([kind])
+    return np.array([scorer.score(r, p)[kind].fmeasure for p, r in zip(predictions, references, strict=True)])
+
+
+def rouge_1(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """ROUGE-1 F-measure in [0, 1]: shared words (Lin 2004, rouge_score)."""
+    return _rouge("rouge1", predictions, references)
+
+
+def rouge_2(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """ROUGE-2 F-measure in [0, 1]: shared pairs of words (Lin 2004, rouge_score)."""
+    return _rouge("rouge2", predictions, references)
+
+
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """ROUGE-L F-measure in [0, 1] (Lin 2004, rouge_score)."""
-    scorer = _need("rouge_score.rouge_scorer", "eval").RougeScorer(["rougeL"])
-    return np.array([scorer.score(r, p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)])
+    """ROUGE-L F-measure in [0, 1]: longest common subsequence (Lin 2004, rouge_score)."""
+    return _rouge("rougeL", predictions, references)
 
 
 def caption_consensus(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
@@ -247,20 +261,3 @@ def first_number(text: str) -> float:
     """The first number in a text, NaN (which hits nothing) where there is none."""
     found = re.search(r"-?\d+(\.\d+)?", text)
     return float(found[0]) if found else float("nan")
-
-
-METRICS: dict[str, Callable[..., Scores]] = {
-    "accuracy": accuracy,
-    "exact_match": exact_match,
-    "f1": token_f1,
-    "vqa_accuracy": vqa_accuracy,
-    "wer": word_errors,
-    "cer": character_errors,
-    "bleu": bleu,
-    "chrf": chrf,
-    "rouge_l": rouge_l,
-    "consensus": caption_consensus,
-    "psnr": psnr,
-    "ssim": ssim,
-}
-"""Per-sample metrics that a task file may name; [n 2] results are rates whose corpus value is `ratio`."""

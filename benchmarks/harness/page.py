@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.benchmarks.harness.names import slug
-from weft.benchmarks.harness.table import figure, rows
+from weft.benchmarks.harness.table import COST, cost, figure, rows
 
 SHOWN = 4
 """Best and worst samples of each task and model."""
@@ -76,11 +76,29 @@ def _task(label: str, found: Mapping[str, Any], folder: Path) -> str:
             lines = "".join(_variant(name, about) for name, about in {"whole": found, **found[kind]}.items())
             heads = "".join(f"<th>{html.escape(m)}" for m in found["metrics"])
             parts.append(f"<table><tr><th>{kind}{heads}<th>failed</tr>{lines}</table>")
+    if told := cost(found):
+        parts.append(f"<p><small>{', '.join(f'{name} {value}' for name, value in zip(COST, told))}</small></p>")
+    for column, gap in found.get("slices", {}).items():
+        parts.append(_slices(column, gap))
     for reason, count in found.get("failures", {}).items():
         parts.append(f"<p>{count} failed: {html.escape(reason)}</p>")
     for name, file in found.get("strips", {}).items():
         parts.append(f"<p class='{name}'>{name} episode<br>{_media(folder / 'media' / file, 'wide')}</p>")
     return "".join(parts) + _samples(found, folder)
+
+
+def _slices(column: str, gap: Mapping[str, Any]) -> str:
+    """Best and worst value of a metadata column, and every one of them."""
+    if "gap" not in gap:
+        return f"<p>by {html.escape(column)}: {html.escape(gap['note'])}</p>"
+    head = f"{gap['metric']} by {column}: {gap['worst']} is worst, {gap['best']} best, gap {figure(gap['gap'])}"
+    lines = "".join(
+        f"<tr><td>{html.escape(name)}<td>{html.escape(figure(about))}<td>{about['n']}" for name, about in gap["slices"].items()
+    )
+    return (
+        f"<details><summary>{html.escape(head)}</summary><table><tr><th>{html.escape(column)}<th>{html.escape(gap['metric'])}"
+        f"<th>samples{lines}</table></details>"
+    )
 
 
 def _variant(name: str, about: Mapping[str, Any]) -> str:

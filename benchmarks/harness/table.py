@@ -39,9 +39,9 @@ def figure(about: Mapping[str, Any]) -> str:
     """`0.912 [0.88, 0.94]`, `-` where nothing was measured."""
     if about.get("value") is None:
         return "-"
-    if "low" not in about:
-        return f"{about['value']:.3f}"
     mark = f" ({about['left_out']} left out)" if about.get("left_out") else ""
+    if "low" not in about:
+        return f"{about['value']:.3f}{mark}"
     return f"{about['value']:.3f} [{about['low']:.3f}, {about['high']:.3f}]{mark}"
 
 
@@ -77,6 +77,8 @@ def show(console: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(task if task != before else "", metric, *(cells.get(c, "") for c in columns), *counts)
         before = task
     console.print(table)
+    if any(cost(a) for found in results.values() for a in found["tasks"].values()):
+        console.print(cost_table(results))
     for label, found in results.items():
         for task, about in found["tasks"].items():
             for reason, count in about.get("failures", {}).items():
@@ -100,4 +102,30 @@ def variants_table(label: str, task: str, about: Mapping[str, Any], kind: str) -
     table.add_row("whole", *(figure(about["metrics"][m]) for m in metrics), str(about["failed"]))
     for name, found in about[kind].items():
         table.add_row(name, *(figure(found["metrics"][m]) for m in metrics), str(found["failed"]))
+    return table
+
+
+def cost(about: Mapping[str, Any]) -> list[str]:
+    """Tokens per second, seconds to the first token, seconds in all, peak memory; empty where nothing was asked."""
+    times = about.get("times") or {}
+    if "seconds" not in times:
+        return []
+    rate, first = times.get("tokens_per_s"), times.get("first_token_s")
+    shown = [f"{rate:.0f}" if rate else "-", f"{1000 * first:.0f} ms" if first else "-"]
+    return [*shown, f"{times['seconds']:.1f} s", f"{times['peak_memory_gib']:.2f} GiB"]
+
+
+COST = ("new tokens/s", "first token", "this run", "peak memory")
+"""Heads of `cost`. Rates are of all answers on record; the run's seconds are small where records were there already."""
+
+
+def cost_table(results: Mapping[str, Mapping[str, Any]]) -> Any:
+    """What answering took, per task and model."""
+    from rich.table import Table
+
+    table = Table("task", "model", *COST, title="cost", title_justify="left")
+    for label, found in results.items():
+        for task, about in found["tasks"].items():
+            if told := cost(about):
+                table.add_row(task, label, *told)
     return table

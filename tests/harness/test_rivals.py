@@ -70,6 +70,7 @@ def test_one_table_and_one_page_for_all(tiny: Generalist, causal: Path, data: Pa
     said = console.export_text()
     assert rival in said and "exact_match" in said and "not for it" in said
     page = compare({name: tmp_path / name for name in results}, tmp_path / "compare.html").read_text()
+    assert "peak memory" in said and "peak memory" in page
     assert "data:image/png" in page and "<svg" in page and all(name in page for name in results)
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", page)
 

@@ -30,6 +30,16 @@ WRONG = {
     ("name: digits\n", ""): "line 1: task lacks the key 'name'",
     ("shots: 2", "produce: !!python/object:os.system {}"): "line 6: the tag",
     ("shots: 2", "shots: [2"): "is not YAML",
+    (
+        "shots: 2",
+        "baselines: [persistence]",
+    ): "line 1: baseline 'persistence' does not fit answer 'choices'; use chance, majority",
+    ("answer: choices\nchoices: [one, two]\nmetrics: [accuracy]", "answer: text\nmetrics: ['temporal:soon']"): (
+        "line 1: metric 'temporal:soon' is unknown; write temporal:MILLISECONDS"
+    ),
+    ("answer: choices\nchoices: [one, two]\nmetrics: [accuracy]", "answer: bits\nmetrics: ['perplexity:smell']"): (
+        "line 1: metric 'perplexity:smell' is unknown"
+    ),
 }
 
 
