@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -199,16 +202,16 @@ def train_model(root: Path, config: Quickstart, say: Progress) -> None:
     if ranks == 1:
         from weft.training.train import train
 
-        train(run, callbacks=[lambda moment: watch(Path(run.folder), say)])
+        train(run, callbacks=[lambda moment: watch(Path(run.folder), run.max_steps, say)])
         return
-    launch(path, ranks, lambda: watch(Path(run.folder), say), root / "training.log")
+    launch(path, ranks, lambda: watch(Path(run.folder), run.max_steps, say), root / "training.log")
 
 
 def launch(path: Path, ranks: int, tick: Callable[[], None], log: Path) -> None:
     """Run a training file on `ranks` processes of this machine. Raises `QuickstartError` with the end of the log."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("a", encoding="utf-8") as out:
+    with log.open("a", encoding="utf-8") as out, ended_by_signal():
         work = subprocess.Popen(
             [*command, "-m", "weft.training.train", str(path)], stdout=out, stderr=subprocess.STDOUT, env=environment
         )
@@ -225,10 +228,27 @@ def launch(path: Path, ranks: int, tick: Callable[[], None], log: Path) -> None:
         raise QuickstartError(f"training stopped with status {work.returncode}; the end of {log}:\n{end}")
 
 
-def watch(run: Path, say: Progress) -> None:
-    """Report how far a run is, from what it writes."""
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, so that it takes the ranks along instead of leaving them training."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
-        total = json.loads((run / "horizon.json").read_text())["decisions"][-1][1]
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def watch(run: Path, steps: int | None, say: Progress) -> None:
+    """Report how far a run is, from what it writes; the number of its steps is its own estimate unless it was given."""
+    try:
+        total = steps or json.loads((run / "horizon.json").read_text())["decisions"][-1][1]
         with (run / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
             rows = [json.loads(row) for row in file.read().split(b"\n")[1:-1]]
