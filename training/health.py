@@ -26,6 +26,8 @@ from torch import Tensor
 from weft.training.distributed import gather_integers, world
 
 FOLDER = "heartbeat"
+DONE = "done"
+"""The last phase of a rank: its silence is no alarm."""
 
 
 class WeightsDiffer(RuntimeError):
@@ -77,7 +79,7 @@ def stalled(run: Path, after_s: float, now_s: float | None = None) -> list[str]:
     for one in said:
         age = now_s - float(str(one["time_s"]))
         step = int(str(one["step"]))
-        if age > after_s:
+        if age > after_s and one["phase"] != DONE:
             behind = f", {foremost - step} steps behind" if step < foremost else ""
             who = f"rank {one['rank']} on {one['host']} (pid {one['pid']})"
             lines.append(f"{who}: {age:.0f} s in {one['phase']} of step {step}{behind}")

@@ -22,7 +22,7 @@ from weft.tokenizers.pack import Batch
 from weft.tokenizers.vocabulary import MODALITIES
 from weft.training.batches import LOST, Ahead
 from weft.training.engine import Exchange, Outcome, to_device
-from weft.training.health import Heartbeat, WeightsDiffer
+from weft.training.health import DONE, Heartbeat, WeightsDiffer
 from weft.training.horizon import Horizon
 from weft.training.pace import Pace
 from weft.training.parts import Moment, Parts, RunResult
@@ -62,8 +62,10 @@ class Loop:
                     pass
                 self._evaluate(last=True)
                 if keep:
+                    self._same_weights()
                     self.state.finish(self.record.flush(), self.pace.elapsed_s())
                 self.record.summary(self.state.progress, self.metrics, self.pace.elapsed_s())
+                self.heart.beat(self.state.progress.step, DONE, force=True)
             finally:
                 self.ahead.close()
                 self.record.close()
