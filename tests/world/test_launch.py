@@ -19,7 +19,7 @@ finally:
 
 
 def test_a_terminated_quickstart_unwinds() -> None:
-    work = subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True)
-    assert work.stdout is not None and work.stdout.readline() == "training\n"
-    work.send_signal(signal.SIGTERM)
-    assert work.stdout.read() == "ranks ended\n" and work.wait(20) == 128 + signal.SIGTERM
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as work:
+        assert work.stdout is not None and work.stdout.readline() == "training\n"
+        work.send_signal(signal.SIGTERM)
+        assert work.stdout.read() == "ranks ended\n" and work.wait(20) == 128 + signal.SIGTERM
