@@ -167,6 +167,8 @@ def show(
     import torch
     from rich.console import Console
 
+    from weft.kernels.attention import ORDER
+
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"heads must be a multiple of kv_heads; found {heads} and {kv_heads}")
     if min(length, head_width, width, experts, experts_per_token, expert_width) < 1 or landmark_every < 0:
@@ -182,7 +184,10 @@ def show(
     marks = f"a landmark every {landmark_every}" if landmark_every else "no landmarks"
     seen = f"window {window}, {marks}" if window else "no window"
     title = f"attention: T={length} H={heads}/{kv_heads} K={head_width}, {seen}, {way}{', log-sum-exp' if lse else ''}"
-    console.print(f"kernels on {device} in {str(kind).removeprefix('torch.')}\n")
+    console.print(f"kernels on {device} in {str(kind).removeprefix('torch.')}")
+    if device == "cpu":
+        console.print(f"for attention on a GPU auto asks {', '.join(ORDER['cuda'])}: the first that supports the call")
+    console.print()
     sections = [(title, attention_rows(shape, device, kind)), *other_rows(shape, device, kind)]
     for name, rows in sections:
         console.print(table(name, rows), "")
