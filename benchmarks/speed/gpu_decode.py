@@ -48,24 +48,15 @@ class Problem:
         shape = (batch, HEADS + 2 * KV_HEADS, width)
         self.q, self.k, self.v = torch.randn(shape, device=device, dtype=dtype).split([HEADS, KV_HEADS, KV_HEADS], 1)
         self.table = rope_table(self.step.position, width)  # once for all layers, as in the model
-        self.weights = [torch.ones(width, device=device) for _ in range(2)]
+        self.weights = torch.ones(width, device=device), torch.ones(width, device=device)
         self.out = torch.empty(batch, HEADS, width, device=device, dtype=dtype)
         whole = (self.layers, 2, batch, KV_HEADS, self.keys_alive, width)
         self.contiguous = torch.randn(whole, device=device, dtype=dtype)
 
     def ours(self, implementation: str, layer: int) -> Tensor:
         """One layer's step over the paged cache."""
-        return decode_attention(
-            self.q,
-            self.k,
-            self.v,
-            *self.weights,
-            self.step,
-            self.cache.local,
-            layer,
-            out=self.out,
-            implementation=implementation,
-        )
+        inputs = (self.q, self.k, self.v, *self.weights, self.step)
+        return decode_attention(*inputs, self.cache.local, layer, out=self.out, implementation=implementation)
 
     def rival(self, attend: Callable[..., Tensor], layer: int) -> Tensor:
         """The same over the contiguous cache: q [B H 1 K], keys and values [B G S K]."""

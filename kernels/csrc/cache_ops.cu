@@ -15,7 +15,8 @@ struct Sizes {
 
 template <int K, int R, class T>
 static void start_decode(const DecodeStep<T>& step, int batch, cudaStream_t stream) {
-  size_t bytes = decode_shared_floats<K, R, T>() * sizeof(float);
+  constexpr size_t bytes = decode_shared_floats<K, R, T>() * sizeof(float);
+  static_assert(bytes <= 48 * 1024, "more shared memory has to be asked for");
   decode_step<K, R, T><<<batch * step.groups * step.parts, DECODE_THREADS, bytes, stream>>>(step);
   launched();
 }

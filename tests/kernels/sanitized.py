@@ -66,6 +66,30 @@ def norm() -> str:
     return "done"
 
 
+def decode() -> str:
+    """Rows before and after the rings wrap, one that is nobody's, several parts."""
+    from weft.kernels.cuda_decode import advance, decode_attention, new_step, supports
+    from weft.kernels.paged import PagedCache
+
+    cache = PagedCache(3, 1, 0, 2, 64, window=200, max_landmarks=3, max_length=320, device="cuda")
+    for row, length in enumerate((0, 40, 300)):
+        cache.begin(row, [at % 7 == 0 for at in range(length)])
+        cache.reserve(row, length + 9)
+    cache.local.pool.normal_()
+    step = new_step(cache, 4, 8, parts=3)
+    step.rows.copy_(torch.tensor([2, -1, 0, 1]))
+    q, k, v = torch.randn(4, 12, 64, device="cuda", dtype=torch.bfloat16).split([8, 2, 2], 1)
+    reason = supports(q, k, cache.local)
+    if reason:
+        return f"skip {reason}"
+    weight = torch.ones(64, device="cuda")
+    for turn in range(9):
+        step.landmark.fill_(turn % 2)
+        decode_attention(q, k, v, weight, weight, step, cache.local, 0, implementation="cuda")
+        advance(step, cache, implementation="cuda")
+    return "done"
+
+
 def broken() -> str:
     """A program that the memory checker must report."""
     from tests.kernels.overrun import overrun
@@ -80,6 +104,7 @@ PROGRAMS: dict[str, Callable[[], str]] = {
     "triton loss": loss,
     "triton experts": experts,
     "cuda norm": norm,
+    "cuda decode": decode,
     BROKEN: broken,
 }
 

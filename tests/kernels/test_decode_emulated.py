@@ -38,6 +38,7 @@ SETTINGS = {
     "parts": Setting((150, 3, None, 400), parts=4, window=260, max_landmarks=20, every=9, page=32),
     "bfloat16": Setting((0, None, 37, 230), heads=8, width=128, window=180, max_landmarks=None, dtype=torch.bfloat16),
     "float16, no groups": Setting((7, 70, 129), heads=3, kv_heads=3, window=None, dtype=torch.float16),
+    "three heads of four": Setting((5, 60), heads=6, kv_heads=2, dtype=torch.float16, max_landmarks=2, every=3),
     "eight heads": Setting((9, 200), heads=8, kv_heads=1, width=128, window=150, every=3, dtype=torch.bfloat16),
     "six heads of eight": Setting((40, None, 1), heads=6, kv_heads=1, max_landmarks=1, every=2),
     "a window of one": Setting((3, 0), window=1, max_landmarks=2, every=2),
