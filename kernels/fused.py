@@ -51,8 +51,32 @@ def qk_norm_rope(
     return _NormRope.apply(q, q_weight, cos, sin, eps), _NormRope.apply(k, k_weight, cos, sin, eps)
 
 
+def whole_turn(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [T K/2] -> [T 1 K] each, as `norm_rope_rows` reads them: once per call of the model."""
+    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def norm_rope_rows(
+    qkv: Tensor, heads: int, turned: int, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float = 1e-6
+) -> Tensor:
+    """Queries, keys and values side by side [T H+2G K]: the first `turned` = H + G heads are normed and turned, values stay.
+
+    For decoding: five calls for all heads, no gradient. cos and sin come from `whole_turn`. The result is float32 or wider and
+    may be `qkv` itself, overwritten.
+    """
+    qkv = _wide(qkv)
+    rows = qkv[:, :turned]
+    normed = F.rms_norm(rows, rows.shape[-1:], None, eps)
+    normed[:, :heads].mul_(q_weight)
+    normed[:, heads:].mul_(k_weight)
+    swapped = normed.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    cos, sin = cos.to(rows.dtype), sin.to(rows.dtype)
+    torch.addcmul(normed * cos, swapped, sin, out=rows)
+    return qkv
+
+
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotation in few calls, for decoding: x [T H K], cos and sin [T 1 K/2]."""
+    """Rotation in few calls: x [T H K], cos and sin [T 1 K/2]."""
     first, second = x.chunk(2, -1)
     return torch.cat([torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)], -1)
 

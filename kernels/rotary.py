@@ -8,6 +8,8 @@ The axes are spread evenly over the pairs: each axis has slow and fast ones, and
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -42,10 +44,16 @@ def rope_table(
         raise ValueError(f"rotary split {split} must sum to half the head width, {head_width} / 2, with no negative count")
     if position.ndim != 2 or position.shape[1] != 3:
         raise ValueError(f"position has shape {tuple(position.shape)}; rotary needs [T 3] (t h w)")
-    pair = torch.arange(head_width // 2, device=position.device, dtype=torch.float64)
-    axis = torch.tensor(axis_of_pair(split), device=position.device)
-    angle = position.double()[:, axis] * theta ** (-2 * pair / head_width)
+    axis, speed = _pairs(head_width, theta, split)
+    position = position.double().index_select(1, torch.tensor(axis, device=position.device))
+    angle = position * torch.tensor(speed, device=position.device, dtype=torch.float64)
     return angle.cos().float(), angle.sin().float()
+
+
+@functools.lru_cache
+def _pairs(head_width: int, theta: float, split: tuple[int, int, int]) -> tuple[list[int], list[float]]:
+    """Axis and speed in radians of each pair."""
+    return axis_of_pair(split), [theta ** (-2 * pair / head_width) for pair in range(head_width // 2)]
 
 
 def rotate(x: Float[Tensor, "T H K"], cos: Float[Tensor, "T K//2"], sin: Float[Tensor, "T K//2"]) -> Float[Tensor, "T H K"]:

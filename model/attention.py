@@ -1,6 +1,6 @@
 """The attention layer: fused q/k/v projection, QK-norm, three-axis rotary positions, grouped queries.
 
-In: normed tokens [T D], the batch's cos and sin, and a `StreamLayout` (training) or a cache's plan (`extend.py`).
+In: normed tokens [T D], the batch's cos and sin, and a `StreamLayout` (training); `project_rows` serves `extend.py`.
 Out: [T D]. QK-norm is what keeps one set of weights stable across modalities of different entropy (Chameleon, arXiv
 2405.09818, section 2.3); it is RMSNorm per head here.
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.kernels.attention import attention
+from weft.kernels.fused import norm_rope_rows
 from weft.kernels.layout import StreamLayout
 from weft.kernels.norm_rope import qk_norm_rope
 from weft.kernels.rotary import Rotary
@@ -40,6 +41,18 @@ class Attention(nn.Module):
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
         q, k = qk_norm_rope(q, k, self.q_norm, self.k_norm, *rotary, self.eps)
         return q, k, v
+
+    def project_rows(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """The same without gradients and in few calls: q [T H K], and keys beside values [T 2 G K].
+
+        On a CPU `rotary` comes from `fused.whole_turn`."""
+        if x.device.type != "cpu":
+            q, k, v = self.project(x, rotary)
+            return q, torch.stack([k, v.to(k.dtype)], 1)
+        qkv = self.qkv(x).view(len(x), -1, self.head_width)
+        turned = self.heads + self.kv_heads
+        qkv = norm_rope_rows(qkv, self.heads, turned, self.q_norm, self.k_norm, *rotary, self.eps)
+        return qkv[:, : self.heads], qkv[:, self.heads :].view(len(x), 2, self.kv_heads, self.head_width)
 
     def forward(self, x: Tensor, rotary: Rotary, layout: StreamLayout) -> Tensor:
         """[T D] -> [T D]."""

@@ -41,7 +41,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, stable: bool = False) -> Tensor:
-        """[T D] -> [T D]. `stable`: bits that do not depend on T, a multiple of 16."""
+        """[T D] -> [T D]. `stable`: bits that do not depend on T, a multiple of `block_rows`."""
         hidden = self.gate_up(x)
         return self.down(by_rows(swiglu, hidden) if stable else swiglu(hidden))
 
@@ -71,8 +71,9 @@ class Block(nn.Module):
         return x + routed, routing
 
     def feed(self, x: Tensor, tokens: int) -> Tensor:
-        """The second half of the layer outside training: x [T' D] is `tokens` tokens and zero rows up to a multiple of 16."""
+        """The second half of the layer outside training: x [T' D] is `tokens` tokens and filling up to a multiple of
+        `block_rows`; it may be overwritten."""
         h = self.ffn_norm(x)
         if self.ffn is not None:
             x = x + self.ffn(h, stable=True)
-        return x if self.mlp is None else x + self.mlp.infer(h, tokens)
+        return x if self.mlp is None else self.mlp.infer(h, tokens, into=x)

@@ -36,8 +36,9 @@ class Change:
     freed: list[int] = field(default_factory=list)  # landmarks whose slots are given up
     kept: list[int] | None = None  # index in each landmark slot afterwards; None: unchanged
     moves: list[tuple[int, int]] = field(default_factory=list)  # (slot, slot) inside the store, all read before any is written
-    sources: Tensor | None = None  # new tokens that are stored, or None for a single one
-    targets: Tensor | int = 0  # their slots
+    slots: tuple[int, int] | None = None  # the run of slots that takes all new tokens in their order
+    sources: Tensor | None = None  # without such a run: the new tokens that are stored
+    targets: Tensor | int | None = None  # their slots; of a single token its one slot
     used: int = 0  # live slots afterwards
 
 
@@ -130,8 +131,10 @@ class KeyStore:
     def _targets(self, change: Change, first: int, stored: list[int] = [], targets: list[int] = []) -> Change:  # noqa: B006
         """Slots of the new tokens `first` .. `count`, plus `stored` tokens in landmark slots."""
         ring = self.window or FOREVER
-        if change.count == 1:
-            change.targets = self.length % ring
+        begin = self.length % ring
+        if change.count == 1 or (not stored and first == 0 and begin + change.count <= ring):
+            change.slots = (begin, begin + change.count)
+            change.targets = begin if change.count == 1 else None
             return change
         sources = [*range(first, change.count), *stored]
         slots = [(self.length + i) % ring for i in range(first, change.count)] + targets
@@ -150,11 +153,12 @@ class KeyStore:
     def write(self, layer: int, new: Tensor, change: Change) -> None:
         """Store the new keys and values [count 2 G K] of one layer."""
         self.move(change, layer)
-        if change.sources is None:
-            self.data[layer, :, :, change.targets] = new[0]
+        if change.slots is not None:
+            self.data[layer, :, :, slice(*change.slots)] = new.permute(1, 2, 0, 3)
         else:
+            assert change.sources is not None and isinstance(change.targets, Tensor)
             rows = new[change.sources].permute(1, 2, 0, 3).to(self.data.dtype)
-            self.data[layer].index_copy_(2, change.targets, rows)  # type: ignore[arg-type]
+            self.data[layer].index_copy_(2, change.targets, rows)
 
     def commit(self, change: Change) -> None:
         """The change has been written to every layer."""

@@ -125,9 +125,14 @@ class Flops:
         return float(sum(parts))
 
     @property
+    def backward(self) -> float:
+        """Two products for each of the forward: one for the inputs' gradient, one for the weights'."""
+        return 2 * self.forward
+
+    @property
     def train(self) -> float:
         """Forward and backward."""
-        return 3 * self.forward
+        return self.forward + self.backward
 
 
 def flops_per_token(config: ModelConfig, context: float = 1024, slice_size: float | None = None) -> Flops:

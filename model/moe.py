@@ -16,12 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from weft.kernels.fused import swiglu
 from weft.kernels.grouped import grouped_matmul
+from weft.kernels.moe import CHOICE, Combine, Dispatch, moe_ffn, sort_by_expert
 from weft.model.router import Gate, Routing, route
-from weft.model.rows import ROWS, VECTORS, by_rows, pad_rows
+from weft.model.rows import block_rows, by_rows, stable_sigmoid
+
+FEW = 64
+"""Choices up to which lists in Python are quicker than tensors."""
 
 
 class Experts(nn.Module):
@@ -32,8 +35,13 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * expert_width, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, expert_width))
 
-    def forward(self, x: Tensor, counts: Tensor, stable: bool = False) -> Tensor:
-        """Rows [N D] sorted by expert, counts [E] rows of each -> [N D]. `stable`: bits that do not depend on N."""
+    def forward(self, x: Tensor, counts: Tensor | None, stable: bool = False, routing: Routing | None = None) -> Tensor:
+        """Rows [N D] sorted by expert, counts [E] rows of each -> [N D]. `stable`: bits that do not depend on N.
+        With `routing`: tokens [T D] -> [T D], the whole layer by `moe_ffn`; here, because engines that divide weights gather
+        them when this module is called."""
+        if routing is not None:
+            return moe_ffn(x, routing.weight, routing.expert, self.gate_up_proj, self.down_proj)
+        assert counts is not None
         hidden = grouped_matmul(x, self.gate_up_proj, counts)
         hidden = by_rows(swiglu, hidden) if stable else swiglu(hidden)
         return grouped_matmul(hidden, self.down_proj, counts)
@@ -66,97 +74,79 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Tokens [T D] -> [T D] and the routing."""
         routing = self.route(x)
+        if CHOICE.pick() == "triton" and isinstance(self.experts, Experts):
+            return self.experts(x, None, routing=routing), routing
         if self.bias.numel() == 1:
             counts = torch.full((1,), len(x), dtype=torch.int64, device=x.device)
             return self.experts(x, counts), routing
-        chosen = routing.expert.flatten()
-        order = torch.argsort(chosen, stable=True)
-        counts = torch.bincount(chosen, minlength=self.bias.numel())
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        place = place.view_as(routing.expert)
+        order, place, counts = sort_by_expert(routing.expert, self.bias.numel())
         rows = self.experts(Dispatch.apply(x, order // self.experts_per_token, place), counts)
         return Combine.apply(rows, routing.weight, order, place), routing
 
-    def infer(self, x: Tensor, tokens: int) -> Tensor:
-        """The first `tokens` rows of x [T' D] -> [T' D], zero below. T' is a multiple of 16, and the rows of each expert are
-        filled up to one, so that a row's bits do not depend on which others came along."""
-        routing = route(pad_rows(self.gate(x), VECTORS), self.bias, self.experts_per_token)
-        if x.device.type == "cpu":
-            back, place = self._by_expert(x, routing.expert[:tokens].flatten().tolist())
+    def infer(self, x: Tensor, tokens: int, into: Tensor) -> Tensor:
+        """Add what the first `tokens` rows of x [T' D] get from their experts to `into` [T' D], in place. T' is a multiple of
+        `block_rows`, and the rows of each expert are filled up to one: a row's bits do not depend on who came along."""
+        weight, expert = self._choose(x, tokens)
+        if x.device.type == "cpu" and expert.numel() <= FEW:
+            back, place = self._by_expert(x, expert.flatten().tolist())
         else:
-            back, place = self._grouped(x, routing.expert[:tokens].flatten())
-        back = back[place].view(tokens, self.experts_per_token, -1)
-        weight = routing.weight[:tokens].to(back.dtype)[..., None]
-        out = torch.zeros_like(x)
+            back, place = self._grouped(x, expert.flatten())
+        rows = into[:tokens]
+        if weight is None:
+            rows += back if place is None else back.index_select(0, place)
+            return into
+        back = (back if place is None else back.index_select(0, place)).to(rows.dtype).unflatten(0, (tokens, -1))
         for choice in range(self.experts_per_token):  # one order of sums for any number of tokens
-            out[:tokens].addcmul_(back[:, choice], weight[:, choice])
-        return out
+            rows.addcmul_(back[:, choice], weight[:, choice].to(rows.dtype))
+        return into
 
-    def _by_expert(self, x: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """Rows of the chosen experts only, and where each choice's row is: few calls for few tokens."""
+    def _choose(self, x: Tensor, tokens: int) -> tuple[Tensor | None, Tensor]:
+        """Weights [tokens S 1], None where all are one, and experts [tokens S], as `route` gives them."""
+        if self.bias.numel() == 1:
+            return None, torch.zeros((tokens, 1), dtype=torch.int64, device=x.device)
+        score = stable_sigmoid(self.gate(x))[:tokens]
+        expert = torch.topk(score + self.bias, self.experts_per_token, dim=-1, sorted=False).indices
+        if self.experts_per_token == 1:
+            return None, expert
+        chosen = score.gather(-1, expert)
+        return (chosen / chosen.sum(-1, keepdim=True))[..., None], expert
+
+    def _expert(self, rows: Tensor, expert: int) -> Tensor:
+        """One expert's rows [N D] -> [N D], N a multiple of `block_rows`."""
+        hidden = by_rows(swiglu, F.linear(rows, self.experts.gate_up_proj[expert]))
+        return F.linear(hidden, self.experts.down_proj[expert])
+
+    def _by_expert(self, x: Tensor, chosen: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Rows of the chosen experts, and where each choice's row is (None: in their order): few calls for few tokens."""
+        block = block_rows(x)
+        if len(chosen) == self.experts_per_token:  # a single token: what lies below it in x fills the block
+            parts = [self._expert(x[:block], expert)[:1] for expert in chosen]
+            return parts[0] if len(parts) == 1 else torch.cat(parts), None
         members: dict[int, list[int]] = {}
         for choice, expert in enumerate(chosen):
             members.setdefault(expert, []).append(choice)
         place, parts, first = [0] * len(chosen), [], 0
         for expert, choices in members.items():
             tokens = [choice // self.experts_per_token for choice in choices]
-            tokens += [tokens[0]] * (-len(tokens) % ROWS)
-            rows = x.index_select(0, torch.tensor(tokens))
-            hidden = by_rows(swiglu, F.linear(rows, self.experts.gate_up_proj[expert]))
-            parts.append(F.linear(hidden, self.experts.down_proj[expert]))
+            tokens += [tokens[0]] * (-len(tokens) % block)
+            parts.append(self._expert(x.index_select(0, torch.tensor(tokens)), expert))
             for row, choice in enumerate(choices, first):
                 place[choice] = row
             first += len(tokens)
         return torch.cat(parts), torch.tensor(place)
 
     def _grouped(self, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in one grouped product over padded groups."""
+        """The same for many tokens: groups filled up in one gather; on a GPU in one grouped product."""
         order = torch.argsort(chosen, stable=True)
         counts = torch.bincount(chosen, minlength=self.bias.numel())
-        padded = (counts + ROWS - 1) // ROWS * ROWS
+        block = block_rows(x)
+        padded = (counts + block - 1) // block * block
         shift = (torch.cumsum(padded, 0) - padded) - (torch.cumsum(counts, 0) - counts)
         slot = torch.arange(len(order), device=order.device) + shift[chosen[order]]
-        rows = x.new_zeros((int(padded.sum()), x.shape[1]))
-        rows[slot] = x[order // self.experts_per_token]
-        place = torch.empty_like(order)
-        place[order] = slot
-        return self.experts(rows, padded, stable=True), place
-
-
-class Dispatch(torch.autograd.Function):
-    """Copies of tokens in expert order. The gradient gathers through `place` instead of scattering: no atomics, same bits."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor) -> Tensor:
-        """x [T D], token [N] of each sorted row, place [T S] of each choice among the sorted rows -> [N D]."""
-        ctx.save_for_backward(place)
-        return x.index_select(0, token)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (place,) = ctx.saved_tensors
-        if place.shape[1] == 1:
-            return grad.index_select(0, place.flatten()), None, None
-        return grad.index_select(0, place.flatten()).view(*place.shape, -1).sum(1), None, None
-
-
-class Combine(torch.autograd.Function):
-    """out[t] = sum over s of weight[t, s] * rows[place[t, s]]."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, order: Tensor, place: Tensor) -> Tensor:
-        """rows [N D] in expert order, weight [T S], order [N] choice of each row, place [T S] row of each choice -> [T D]."""
-        ctx.save_for_backward(rows, weight, order, place)
-        back = rows.index_select(0, place.flatten()).view(*place.shape, -1)
-        return (back * weight.to(rows.dtype)[..., None]).sum(1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        rows, weight, order, place = ctx.saved_tensors
-        sent = grad.index_select(0, order // place.shape[1])  # [N D]
-        weight_grad = (sent * rows).sum(-1).index_select(0, place.flatten()).view_as(weight)
-        rows_grad = sent * weight.flatten().index_select(0, order).to(sent.dtype)[:, None]
-        return rows_grad, weight_grad.to(weight.dtype), None, None
+        token = order.new_zeros(int(padded.sum())).index_copy_(0, slot, order // self.experts_per_token)
+        rows = x.index_select(0, token)
+        place = torch.empty_like(order).index_copy_(0, order, slot)
+        if x.device.type != "cpu":
+            return self.experts(rows, padded, stable=True), place
+        parts = rows.split(padded.tolist())
+        return torch.cat([self._expert(part, expert) for expert, part in enumerate(parts) if len(part)]), place

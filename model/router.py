@@ -86,6 +86,8 @@ class Gate(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [T D] -> logits [T E]."""
+        if x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, self.weight)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
             return F.linear(x.to(dtype), self.weight.to(dtype))

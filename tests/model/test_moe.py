@@ -67,7 +67,12 @@ def test_serving_path_equals_training_path() -> None:
     x = torch.randn(32, 11)
     x[29:] = 0
     with torch.no_grad():
-        torch.testing.assert_close(moe.infer(x, 29)[:29], moe(x[:29])[0], rtol=1e-5, atol=1e-6)
+        start = torch.randn(32, 11)
+        added = moe.infer(x, 29, start.clone()) - start
+        torch.testing.assert_close(added[:29], moe(x[:29])[0], rtol=1e-5, atol=1e-6)
+        assert not added[29:].any()
+        alone = moe.infer(x[8:24], 1, start[8:24].clone())[0]
+        assert torch.equal(alone, moe.infer(x, 29, start.clone())[8])
         chosen = moe.route(x[:29]).expert.flatten()
         (few, at), (grouped, place) = moe._by_expert(x, chosen.tolist()), moe._grouped(x, chosen)
         torch.testing.assert_close(few[at], grouped[place], rtol=1e-5, atol=1e-6)

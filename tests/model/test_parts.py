@@ -7,12 +7,13 @@ import pytest
 import streams
 import torch
 
+from weft.kernels.elementwise import swiglu
 from weft.kernels.sliced_loss import sliced_cross_entropy
 from weft.model.config import ConfigError, Resample
 from weft.model.init import kind_of, param_groups
 from weft.model.presets import scaled
 from weft.model.resampler import Resampler
-from weft.model.rows import by_rows
+from weft.model.rows import block_rows, by_rows, stable_linear, stable_sigmoid
 from weft.model.transformer import Transformer
 
 
@@ -105,9 +106,20 @@ def test_one_step_moves_the_logits_alike_at_every_width() -> None:
     assert 0.5 < moved[1] / moved[0] < 2.0
 
 
-def test_elementwise_blocks_do_not_change_bits() -> None:
-    x = torch.randn(4096, 40)
-    assert torch.equal(by_rows(torch.nn.functional.silu, x)[:16], by_rows(torch.nn.functional.silu, x[:16]))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_have_the_same_bits_in_any_company(threads: int) -> None:
+    x, weight = torch.randn(4096, 40), torch.randn(57, 40)
+    torch.set_num_threads(threads)
+    try:
+        block = block_rows(x)
+        with torch.no_grad():
+            wide, whole, score = by_rows(swiglu, x), stable_linear(x[:96], weight), stable_sigmoid(x[:, :5])
+            assert torch.equal(wide[block : 2 * block], by_rows(swiglu, x[block : 2 * block]))
+            for rows in range(1, 30):
+                assert torch.equal(stable_linear(x[3 : 3 + rows], weight), whole[3 : 3 + rows])
+                assert torch.equal(stable_sigmoid(x[3 : 3 + rows, :5]), score[3 : 3 + rows])
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.slow
