@@ -28,6 +28,7 @@ BACKENDS = {
     "flex": "weft.kernels.flex",
     "xformers": "weft.kernels.xformers_backend",
     "triton": "weft.kernels.triton_attention",
+    "cuda": "weft.kernels.cuda_attention",
     "sdpa": "weft.kernels.sdpa",
     "reference": "weft.kernels.reference",
 }
