@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from weft.inference.compiled import CompiledModel
 from weft.inference.errors import CheckpointError
 from weft.inference.feed import extend, part_of
-from weft.inference.quantize import quantize_int8
+from weft.inference.quantize import KINDS, quantize_weights
 from weft.model.config import ConfigError, ModelConfig
 from weft.model.save import SaveError, from_pretrained, save_pretrained
 from weft.model.transformer import Transformer
@@ -33,18 +34,24 @@ MANIFEST = "manifest.json"
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", quantize: str | None = None, verify: bool = True
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
+    verify: bool = True,
+    compile: bool = False,
 ) -> Generalist:
     """A model with its tokenizers, ready to use.
 
     `path`: a checkpoint folder, a run folder, or a hub id `owner/name` (extra `hub`). `device` "auto" takes a GPU if there is
-    one. `dtype` "auto" keeps the stored type. `quantize` "int8" stores matrices in 8 bits (docs/inference.md has its price).
+    one. `dtype` "auto" keeps the stored type. `quantize` "int8" or "int4" stores matrices in 8 or 4 bits, `compile` makes one
+    compiled function of a decoding step (a CUDA graph on a GPU); docs/inference.md has what they save and cost.
     `verify` compares every file with the manifest. Raises `CheckpointError` saying which part is wrong and what to do.
     """
     from weft.inference.generalist import Generalist
 
-    if quantize not in (None, "int8"):
-        raise CheckpointError(f"quantize={quantize!r} is not supported; use None or 'int8'")
+    if quantize not in (None, *KINDS):
+        raise CheckpointError(f"quantize={quantize!r} is not supported; use None, {' or '.join(map(repr, KINDS))}")
     folder = find(path)
     if verify:
         check_manifest(folder)
@@ -58,9 +65,11 @@ def load(
         raise CheckpointError(f"{folder} does not load: {error}") from error
     check_fit(model.config, tokenizer, folder)
     if quantize:
-        quantize_int8(model)
+        quantize_weights(model, quantize)
     _probe(model, tokenizer)
-    return Generalist(model, tokenizer, digest=_digest(folder / "model.safetensors", quantize))
+    return Generalist(
+        CompiledModel(model) if compile else model, tokenizer, digest=_digest(folder / "model.safetensors", quantize)
+    )
 
 
 def save(model: Transformer, tokenizer: StreamTokenizer, folder: str | Path) -> Path:

@@ -185,9 +185,9 @@ def _part(tensors: dict[str, Tensor], i: int) -> Part:
 
 
 def _read_info(stated: dict[str, Any]) -> SegmentInfo:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stated["fields"].items()}
-    if "space" in fields:
-        fields["space"] = _read_space(fields["space"])
+    fields = {name: _tupled(value) for name, value in stated["fields"].items() if name != "space"}
+    if "space" in stated["fields"]:
+        fields["space"] = _read_space(stated["fields"]["space"])
     values = stated | {"grid": tuple(stated["grid"]), "times": np.array(stated["times"], np.int64), "fields": fields}
     return SegmentInfo(**values)
 
@@ -195,4 +195,9 @@ def _read_info(stated: dict[str, Any]) -> SegmentInfo:
 def _read_space(stated: dict[str, Any] | None) -> ActionSpace | None:
     if stated is None:
         return None
-    return ActionSpace(**{name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()})
+    return ActionSpace(stated["n"], _tupled(stated["low"]), _tupled(stated["high"]))
+
+
+def _tupled(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(value) if isinstance(value, list) else value

@@ -132,7 +132,7 @@ def test_help_explains_every_option(name: str, capsys: pytest.CaptureFixture[str
         ("generate model hi --grid 4by4 --produce image", "4x6"),
         ("generate model hi --device cuda:77", "cuda:77"),
         ("generate model hi --edit photo.png", "give both or neither"),
-        ("generate model hi --edit photo.png --keep 3.5", "--keep"),
+        ("generate model hi --edit photo.png --keep 3.5", "keep=3.5 must be a fraction"),
         ("generate model hi --quantize int3", "'int8' or 'int4'"),
         ("embed model photo.png --index postgresql://here/db", "names no index"),
         ("generate model imu.csv", "--rate-hz"),

@@ -126,7 +126,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path)
         load(tmp_path / "a" / "b" / "c")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load(tmp_path)
-    for option in ({"device": "cuda:77"}, {"dtype": "int3"}, {"quantize": "int4"}):
+    for option in ({"device": "cuda:77"}, {"dtype": "int3"}, {"quantize": "int3"}):
         with pytest.raises(CheckpointError):
             load(folder, **{"device": "cpu", **option})
     for victim in ("model.safetensors", "config.json", "tokenizer/text/text.model", "tokenizer/image/tokenizer.safetensors"):

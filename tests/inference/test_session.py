@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.inference.conftest import PUSH, make_model, make_tokenizer, picture, readings
+from weft.benchmarks.speed.session import still_seen
 from weft.inference import feed
 from weft.inference.generalist import Generalist
 from weft.inference.rollout import EpisodeSpec
@@ -87,26 +88,29 @@ def test_a_session_of_100_000_tokens_holds_memory_flat(tiny: Generalist) -> None
     assert len(set(sizes[len(sizes) // 100 :])) == 1
 
 
-def test_a_long_session_answers_as_a_fresh_model_over_what_it_still_sees(tiny: Generalist) -> None:
+def check_fresh(tiny: Generalist, steps: int) -> int:
     """One layer, so that a token knows nothing but the keys it sees: a window of 16 and the last 3 landmarks."""
     model = make_model(tiny.tokenizer, window=16, full_every=0, layers=1, max_landmarks=3)
     session = Session(model, tiny.tokenizer, SessionSpec())
-    written: list[feed.Part] = list(session.writer.pending)
-    for k in range(60):
+    written: list[feed.Part] = []
+    for k in range(steps):
         session.push(reading(k), k * STEP_NS)
-        written.append(session.writer.pending[-1])
+        written += session.writer.pending
         session.read()
-    whole = feed.joined(written)
-    n = len(whole)
-    marks = np.flatnonzero(whole.landmark)[-3:]
-    seen = np.union1d(marks, np.arange(n - 16, n))
-    rows = {name: getattr(whole, name)[seen] for name in ("ids", "modality", "channel", "position", "landmark", "two_way")}
-    place = np.flatnonzero(np.isin(whole.feature_at["sensor"], seen))
-    at = np.searchsorted(seen, whole.feature_at["sensor"][place])
-    fresh = feed.Part(**rows, features={"sensor": whole.features["sensor"][place]}, feature_at={"sensor": at})
     with torch.inference_mode():
-        (hidden,) = feed.extend(model, [model.new_cache()], [fresh])
+        (hidden,) = feed.extend(model, [model.new_cache()], [still_seen(written, 16, 3)])
     assert (hidden[-1] - session.state()).abs().max() < 1e-5
+    return len(session)
+
+
+def test_a_long_session_answers_as_a_fresh_model_over_what_it_still_sees(tiny: Generalist) -> None:
+    check_fresh(tiny, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_session_of_100_000_tokens_answers_as_a_fresh_model(tiny: Generalist) -> None:
+    assert check_fresh(tiny, 16_700) > 100_000
 
 
 def test_snapshot_restores_and_forks_go_their_own_ways(tiny: Generalist) -> None:

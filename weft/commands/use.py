@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from weft.commands.arguments import UsageError
+from weft.commands.words import (
+    action_space,
+    free_stem,
+    known,
+    length,
+    media,
+    open_index,
+    open_model,
+    read,
+    shape,
+    show_choice,
+    show_forecast,
+    vectors_of,
+    words,
+)
 
 RATED = ("video", "sensor", "action")
 """What is produced at a rate."""
@@ -38,10 +52,13 @@ def generate(
     repetition_penalty: float = 1.0,
     guidance: float = 1.0,
     stop: str | None = None,
+    edit: str | None = None,
+    keep: float | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
     quantize: str | None = None,
+    compile: bool = False,
 ) -> None:
     """Continue a prompt. Text is printed; everything else is saved, and the names of the files are printed.
 
@@ -65,15 +82,21 @@ def generate(
         repetition_penalty: weaken text that was said before; 1 = off.
         guidance: classifier-free guidance for media; 1 = off.
         stop: end a text before this string.
+        edit: picture or sound of which a part stays and the rest is produced anew; takes the place of --produce.
+        keep: share of --edit that stays, from 0 to 1, counted from its top or its beginning.
         seed: of the draw.
         device: auto, cpu, cuda, cuda:1.
         dtype: auto, float32, bfloat16, float16.
-        quantize: int8, or leave it out.
+        quantize: int8 or int4 weights, or leave it out.
+        compile: compile the decoding step first; pays off for many or long replies.
     """
     from weft.inference.files import save_reply
 
     items = read(prompt, rate_hz, kind)
-    produced = [word.strip() for word in produce.split(",")]
+    if (edit is None) != (keep is None):
+        raise UsageError("--edit names a picture or a sound and --keep how much of it stays; give both or neither")
+    edited = read([edit], rate_hz, kind, what="edit") if edit is not None else []
+    produced = [edited[0].modality] if edited else [word.strip() for word in produce.split(",")]
     options = {
         "max_tokens": max_tokens,
         "grid": shape(grid),
@@ -87,6 +110,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "guidance": guidance,
         "stop": stop,
+        "keep": keep,
         "seed": seed,
     }
     if any(word in RATED for word in produced):
@@ -94,10 +118,10 @@ def generate(
     if "sensor" in produced:
         options["kind"] = kind
     options = {name: value for name, value in options.items() if value is not None}
-    model = open_model(checkpoint, device, dtype, quantize)
+    model = open_model(checkpoint, device, dtype, quantize, compile)
     known(model, items)
-    wanted = produced[0] if len(produced) == 1 else produced
-    if wanted == "text" and n == 1:
+    wanted: Any = edited[0] if edited else produced[0] if len(produced) == 1 else produced
+    if isinstance(wanted, str) and wanted == "text" and n == 1:
         for piece in model.generate(items, "text", stream=True, **options):
             print(piece.content, end="", flush=True)
         print()
@@ -171,7 +195,7 @@ def embed(
     Args:
         checkpoint: checkpoint folder, run folder, or hub id owner/name.
         files: files, texts, and folders (every medium in them).
-        index: search index to write, or to add to; `weft search` reads it.
+        index: search index to write, or to add to: a file, or postgresql://user@host/database#name; `weft search` reads it.
         out: .npy file for the vectors, with the keys beside it as .json.
         rate_hz: readings per second of .csv and .npy files.
         kind: fitted scaling of their sensors.
@@ -187,9 +211,10 @@ def embed(
     model = open_model(checkpoint, device)
     vectors = vectors_of(model, keys, rate_hz, kind)
     if index is not None:
-        store = model.load_index(index) if Path(index).exists() else model.index()
+        store = open_index(model, index, make=True)
         store.add(keys, vectors)
-        store.save(index)
+        if "://" not in index:
+            store.save(index)
         print(f"{index}: {len(keys)} added, {len(store)} in it")
     if out is not None:
         np.save(out, vectors)
@@ -211,7 +236,7 @@ def search(
 
     Args:
         checkpoint: checkpoint folder, run folder, or hub id owner/name.
-        index: index that `weft embed --index` wrote, or a folder of media, which is read now.
+        index: index that `weft embed --index` wrote (file or server), or a folder of media, which is read now.
         query: texts and files that make one query.
         k: hits.
         save: keep the index of a folder of media in this file.
@@ -224,7 +249,7 @@ def search(
     model = open_model(checkpoint, device)
     known(model, items)
     if keys is None:
-        store = model.load_index(index)
+        store = open_index(model, index)
     else:
         store = model.index()
         store.add(keys, vectors_of(model, keys, rate_hz, kind))
@@ -272,143 +297,3 @@ def explain(
             print(f"  {gone}  {part.gradient or 0:5.0%}  {part.modality:<7} {part.label}")
     page, numbers = why.save(out)
     print(f"page: {page}, numbers: {numbers}")
-
-
-# -- words into values
-
-
-def read(prompt: Sequence[str], rate_hz: float | None, kind: str | None, what: str = "prompt") -> list[Any]:
-    """Segments of the words on the line; `-` is what stands on standard input."""
-    from weft.inference.files import read_prompt
-
-    if not prompt:
-        raise UsageError(f"the {what} is empty; give a text, or the name of a file")
-    return read_prompt([sys.stdin.read() if word == "-" else word for word in prompt], rate_hz, kind or "default")
-
-
-def open_model(checkpoint: str, device: str, dtype: str = "auto", quantize: str | None = None) -> Any:
-    """A `Generalist`."""
-    from weft.inference.load import load
-
-    return load(checkpoint, device=device, dtype=dtype, quantize=quantize)
-
-
-def known(model: Any, items: Sequence[Any]) -> Sequence[Any]:
-    """The items; a table of readings needs to say which fitted scaling it is."""
-    kinds = sorted(getattr(model.tokenizer.tokenizers.get("sensor"), "kinds", ()))
-    for item in items:
-        found = getattr(item, "kind", None)
-        if kinds and found is not None and found not in kinds:
-            raise UsageError(
-                f"{item.name or 'the sensor'}: this model has no sensor kind {found!r}; say one of {kinds} with --kind"
-            )
-    return items
-
-
-def words(text: str) -> list[str]:
-    """A JSON list, or words with commas between."""
-    if text.lstrip().startswith("["):
-        try:
-            return [str(word) for word in json.loads(text)]
-        except ValueError as error:
-            raise UsageError(f'--choices {text!r} is no JSON list ({error}); write \'["yes", "no"]\' or yes,no') from error
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def shape(text: str | None) -> tuple[int, ...] | None:
-    """(h, w) from 4x6."""
-    if text is None:
-        return None
-    parts = text.lower().strip("[]() ").replace(",", "x").split("x")
-    if not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--grid {text!r} must be patches as HxW, for example 4x6, or FRAMESxHxW for a video")
-    return tuple(int(part) for part in parts)
-
-
-def length(text: str | None) -> int | float:
-    """Readings as int, seconds (`0.5s`) as float."""
-    try:
-        return float(text[:-1]) if text and text.endswith("s") else int(text or 1)
-    except ValueError:
-        raise UsageError(f"--horizon {text!r} must be readings such as 20, or seconds such as 0.5s") from None
-
-
-def action_space(text: str | None) -> Any:
-    """An `ActionSpace` from a count or a JSON object."""
-    from weft.tokenizers.segment import ActionSpace
-
-    if text is None:
-        return None
-    try:
-        value: Any = json.loads(text)
-        return (
-            ActionSpace(n=value) if isinstance(value, int) else ActionSpace(low=tuple(value["low"]), high=tuple(value["high"]))
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(
-            f'{text!r} is no action space ({error}); write a number of choices, or \'{{"low": [-1], "high": [1]}}\''
-        ) from error
-
-
-def media(files: Sequence[str]) -> list[str]:
-    """Files and texts, with folders replaced by the media in them, sorted."""
-    from weft.inference.files import MEDIA
-
-    if not files:
-        raise UsageError("there is nothing to embed; give files, texts or folders")
-    found: list[str] = []
-    for name in files:
-        if len(name) < 256 and Path(name).is_dir():
-            inside = sorted(str(p) for p in Path(name).rglob("*") if p.is_file() and p.suffix.lower() in MEDIA)
-            if not inside:
-                raise UsageError(f"the folder {name} holds no media ({' '.join(MEDIA)})")
-            found += inside
-        else:
-            found.append(name)
-    return list(dict.fromkeys(found))
-
-
-def vectors_of(model: Any, keys: Sequence[str], rate_hz: float | None, kind: str | None) -> Any:
-    """float32 [n E]: one vector per key."""
-    return model.embed([known(model, read([key], rate_hz, kind)) for key in keys])
-
-
-def free_stem(folder: Path) -> str:
-    """`reply`, or `reply2`, ...: nothing that was saved before is written over."""
-    number = 1
-    while any(folder.glob(f"{(stem := 'reply' if number == 1 else f'reply{number}')}-*")):
-        number += 1
-    return stem
-
-
-# -- answers into words
-
-
-def show_choice(choice: Any) -> None:
-    """Every choice, the likeliest first."""
-    order = sorted(range(len(choice.choices)), key=lambda i: -choice.probabilities[i])
-    width = max(len(str(c)) for c in choice.choices)
-    print(f"{'':{width}}  probability  per token")
-    for i in order:
-        print(f"{choice.choices[i]!s:{width}}  {choice.probabilities[i]:11.3f}  {choice.normalized[i]:9.3f}")
-
-
-def show_forecast(forecast: Any, out: str | None) -> None:
-    """Median and the 5 % and 95 % quantiles of every reading, as a table and perhaps as a file."""
-    import numpy as np
-
-    count = forecast.median.shape[1]
-    names = forecast.channels or tuple(f"channel {c}" for c in range(count))
-    units = forecast.units or ("",) * count
-    heads = [f"{name} [{unit}]" if unit else name for name, unit in zip(names, units)]
-    low, high = forecast.quantiles[0.05], forecast.quantiles[0.95]
-    print("reading  " + "  ".join(f"{head:>30}" for head in heads))
-    for i, row in enumerate(forecast.median):
-        cells = (f"{row[c]:.4g} ({low[i, c]:.4g} to {high[i, c]:.4g})" for c in range(count))
-        print(f"{i + 1:7d}  " + "  ".join(f"{cell:>30}" for cell in cells))
-    print(f"median and 5 % to 95 % of {len(forecast.values)} sampled continuations")
-    if out is not None:
-        columns = np.concatenate([forecast.median, low, high], axis=1)
-        header = ",".join(f"{head} {what}" for what in ("median", "5 %", "95 %") for head in heads)
-        np.savetxt(out, columns, delimiter=",", header=header, comments="", fmt="%.9g")
-        print(f"table: {out}")
