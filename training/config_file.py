@@ -81,9 +81,8 @@ def _no_aliases(text: str, path: Path) -> None:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(
-                    f"{path}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not read; write the value out"
-                )
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{path}:{line}: aliases (*{event.anchor}) are not read; write the value out")
     except yaml.YAMLError:
         return  # told by the caller, with its line
 

@@ -16,14 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.runs import config, data, fingerprint, go, sha
-from tests.training.synthetic import small_model
-from weft.tokenizers.pack import Batch
+from tests.training.synthetic import FEATURES, mixed_streams, small_model
+from weft.tokenizers.pack import Batch, collate
 from weft.training.checkpoint import checkpoints
 from weft.training.config import RunConfig
 from weft.training.parts import Moment
 from weft.training.run_state import TrainingDiverged
 from weft.training.signals import Terminated
 from weft.training.tracking import read_jsonl
+
+SHORT = 7  # steps of the run that is killed
 
 
 class Wrapped:
@@ -53,7 +55,7 @@ def child(run: RunConfig) -> int:
     code = 1
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        go(run)
+        go(run, validation=[collate([mixed_streams(2, seed=9)], 128, FEATURES)])
         code = 0
     except SystemExit as ended:
         code = int(ended.code or 0)
@@ -76,8 +78,9 @@ def end(pid: int, after_s: float) -> int | None:
 
 
 def short(folder: Path) -> RunConfig:
-    """Six steps, a checkpoint every two, everything on."""
-    return config(folder, max_steps=6, checkpoint={"ema": 0.9, "every": 2}, monitors={"probe_every": 3, "router_every": 2})
+    """Seven steps, a checkpoint every two, everything on; the last evaluation stands before the last checkpoint."""
+    checks = {"checkpoint": {"ema": 0.9, "every": 2, "keep_best": 1}, "evaluation": {"every": 3}}
+    return config(folder, max_steps=SHORT, **checks, monitors={"probe_every": 3, "router_every": 2})
 
 
 def kill_until(folder: Path, kills: int, seed: int, reference: dict[str, str], longest_s: float) -> int:
@@ -90,11 +93,11 @@ def kill_until(folder: Path, kills: int, seed: int, reference: dict[str, str], l
             done += 1
             continue
         assert code == 0, f"a resumed run failed with {code}"
-        assert fingerprint(run.folder, 6) == reference
+        assert fingerprint(run.folder, SHORT) == reference
         finished += 1
     run = short(folder / str(finished))
-    assert end(child(run), 60.0) == 0
-    assert fingerprint(run.folder, 6) == reference
+    assert end(child(run), 240.0) == 0
+    assert fingerprint(run.folder, SHORT) == reference
     return finished + 1
 
 
@@ -114,19 +117,20 @@ def short_reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str,
     torch.manual_seed(0)
     run = short(tmp_path_factory.mktemp("short"))
     start = time.monotonic()
-    assert end(child(run), 60.0) == 0
-    return fingerprint(run.folder, 6), time.monotonic() - start
+    assert end(child(run), 240.0) == 0
+    return fingerprint(run.folder, SHORT), time.monotonic() - start
 
 
-def test_killed_anywhere_and_resumed_equals_uninterrupted(short_reference, tmp_path):
+def test_hundred_kills_anywhere_change_nothing(short_reference, tmp_path):
+    """Forked from this process, which has imported everything: two thirds of a second of CPU time per kill."""
     marks, seconds = short_reference
-    assert kill_until(tmp_path, 20, 1, marks, 0.8 * seconds) >= 1
+    assert kill_until(tmp_path, 100, 1, marks, 0.8 * seconds) >= 1
 
 
 @pytest.mark.slow
-def test_hundred_kills_change_nothing(short_reference, tmp_path):
+def test_thousand_kills_change_nothing(short_reference, tmp_path):
     marks, seconds = short_reference
-    assert kill_until(tmp_path, 100, 2, marks, 0.8 * seconds) >= 1
+    assert kill_until(tmp_path, 1000, 2, marks, 0.8 * seconds) >= 1
 
 
 def test_three_chained_resumes_see_every_batch_once_and_in_order(tmp_path):

@@ -7,6 +7,7 @@ fixed seed.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from weft.tokenizers.stream import Stream
 from weft.training.data.index import SPLITS, DatasetInfo, ShardError
 from weft.training.data.records import restore
 from weft.training.data.shards import ShardDataset
-from weft.training.data.storage import open_storage
+from weft.training.data.storage import Storage, open_storage
 from weft.training.random import permutation
 
 Table = dict[str, dict[str, dict[str, float]]]
@@ -62,6 +63,8 @@ class DataReport:
     """Source -> modality -> {"segments", "bytes", "seconds", "cells"}, over all splits."""
     refused: dict[str, int]
     damaged: list[str]
+    first_refused: dict[str, str] = field(default_factory=dict)
+    """Reason -> what `refused.jsonl` says of the first such document."""
     tokens: TokenReport | None = None
     examples: list[tuple[str, Document]] = field(default_factory=list)
 
@@ -102,9 +105,19 @@ def describe(
         content=_content(splits),
         refused=info.refused,
         damaged=[m for d in splits.values() for m in d.damaged],
+        first_refused=_first_refused(storage) if info.refused else {},
         tokens=_measure(chosen, tokenizer, length) if tokenizer else None,
         examples=_examples(chosen, examples),
     )
+
+
+def _first_refused(storage: Storage) -> dict[str, str]:
+    """Of each reason the first case; nothing where the list was not copied along with the shards."""
+    try:
+        rows = [json.loads(line) for line in storage.whole("refused.jsonl").splitlines()]
+        return {str(row["reason"]): str(row["detail"]) for row in reversed(rows)}
+    except (ShardError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _content(splits: dict[str, ShardDataset]) -> Table:

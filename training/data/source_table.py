@@ -123,15 +123,11 @@ def _record(
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if modality == "media" and isinstance(value, str):  # a file beside the table
-            suffix = Path(value).suffix.lower().lstrip(".")
-            if suffix not in MEDIA:
-                return Record(
-                    line,
-                    where,
-                    {"id": str(line)},
-                    error=f"{where}: column {column!r} names {value}, which is no {', '.join(MEDIA)}",
-                )
-            segments.append({MEDIA[suffix]: value})
+            ending = Path(value).suffix.lower().lstrip(".")
+            if ending not in MEDIA:
+                wrong = f"{where}: column {column!r} names {value}, which is no {', '.join(MEDIA)}"
+                return Record(line, where, {"id": str(line)}, error=wrong)
+            segments.append({MEDIA[ending]: value})
             continue
         if isinstance(value, bytes):
             suffix = sniff(value)
