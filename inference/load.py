@@ -21,6 +21,7 @@ from weft.inference.errors import CheckpointError
 from weft.inference.feed import extend, part_of
 from weft.inference.quantize import KINDS, quantize_weights
 from weft.model.config import ConfigError, ModelConfig
+from weft.model.hub import HubError, fetch, is_hub_id
 from weft.model.save import SaveError, from_pretrained, save_pretrained
 from weft.model.transformer import Transformer
 from weft.tokenizers.bundle import StreamTokenizer, TokenizerMismatch
@@ -96,7 +97,7 @@ def find(path: str | Path) -> Path:
     steps = [p for p in (folder / "checkpoints").glob("step-*") if (p / "config.json").is_file()]
     if steps:
         return max(steps, key=lambda p: int(re.sub(r"\D", "", p.name) or 0))
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+    if is_hub_id(path):
         return _from_hub(str(path))
     what = "has no config.json" if folder.is_dir() else "does not exist"
     raise CheckpointError(f"{folder} {what}; give a folder with config.json, model.safetensors and tokenizer/, or a run folder")
@@ -104,15 +105,9 @@ def find(path: str | Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{name!r} is no folder, and pulling it from a hub needs huggingface_hub; pip install 'weft[hub]'"
-        ) from None
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:
-        raise CheckpointError(f"{name!r} is no folder here and the hub did not give it ({type(error).__name__})") from error
+        return fetch(name)
+    except HubError as error:
+        raise CheckpointError(f"{name!r} is no folder here and {error}") from error
 
 
 def check_manifest(folder: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from weft.model.config import ConfigError, ModelConfig
 from weft.model.count import buffer_shapes, param_shapes
+from weft.model.hub import fetch, is_hub_id
 from weft.model.transformer import Transformer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -46,14 +47,18 @@ def save_pretrained(model: Transformer, folder: str | Path) -> None:
     os.replace(staged, folder / CONFIG)
 
 
-def from_pretrained(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Transformer:
+def from_pretrained(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, revision: str | None = None
+) -> Transformer:
     """The model of a folder, in evaluation mode. `dtype` None keeps the stored type.
 
-    Raises `SaveError` for a missing, damaged or unfitting file and `ConfigError` for a config that cannot be built.
+    `folder` may be a hub repository `owner/name` (extra `hub`), of which `revision` names a branch, tag or commit.
+    Raises `SaveError` for a missing, damaged or unfitting file, `ConfigError` for a config that cannot be built, and `HubError`
+    where a hub does not give the repository.
     """
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    folder = fetch(str(folder), revision) if is_hub_id(folder) else Path(folder)
     config = read_config(folder / CONFIG)
     check_weights(folder / WEIGHTS, config)
     with torch.device("meta"):
@@ -138,25 +143,3 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise SaveError(f"{path}: the header is not an object; the file is damaged")
     return header, size
-
-
-def push_to_hub(folder: str | Path, repo: str, private: bool = True) -> str:
-    """Upload a saved model folder with everything in it and return its address. Needs `weft[hub]` and a login."""
-    hub = _hub()
-    api = hub.HfApi()
-    api.create_repo(repo, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
-
-
-def pull_from_hub(repo: str, folder: str | Path, revision: str | None = None) -> Path:
-    """Download a model folder: JSON, safetensors and tokenizer files only."""
-    patterns = ["*.json", "*.safetensors", "tokenizer/*"]
-    return Path(_hub().snapshot_download(repo, revision=revision, local_dir=str(folder), allow_patterns=patterns))
-
-
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("the hub needs huggingface_hub: pip install 'weft[hub]'") from None
-    return huggingface_hub
