@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -14,6 +16,16 @@ from weft.kernels.triton_plan import TileSize, TileSizes, interval_plan
 patch_once_per_launch()
 SIZES = TileSizes(TileSize(64, 32), TileSize(32, 64), TileSize(64, 32))
 SMALL = TileSizes(TileSize(16, 16), TileSize(16, 16), TileSize(16, 16))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """Memory that nobody wrote is NaN, and the largest integer."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 SHORT = [name for name in LAYOUTS if name not in ("long", "split pieces")]
 
 
@@ -37,6 +49,13 @@ def test_float32(name: str) -> None:
 @pytest.mark.parametrize("name", ["landmarks", "images larger than the window", "documents"])
 def test_float16_with_grouped_heads(name: str) -> None:
     compare(name, torch.float16, (4, 2, 32), SIZES)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SHORT if name not in ("landmarks", "images larger than the window", "documents")]
+)
+def test_float16(name: str) -> None:
+    compare(name, torch.float16, (1, 1, 16), SIZES)
 
 
 @pytest.mark.parametrize("name", ["one-token documents", "window of one"])
