@@ -107,8 +107,9 @@ class PagedDecoder:
         if len(new.ids) != len(rows) or len(set(rows)) != len(rows):
             raise CacheError(f"{len(new.ids)} new tokens need as many different rows; found {list(rows)}")
         for row in rows:
+            self.cache.reserve(row, self.length[row] + 1)
+        for row in rows:
             self.length[row] += 1
-            self.cache.reserve(row, self.length[row])
         model, total = self.model, len(rows)
         x = pad_rows(model.embedding(new))
         step = self._step(len(x))
