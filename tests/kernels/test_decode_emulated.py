@@ -43,12 +43,13 @@ SETTINGS = {
     "six heads of eight": Setting((40, None, 1), heads=6, kv_heads=1, max_landmarks=1, every=2),
     "a window of one": Setting((3, 0), window=1, max_landmarks=2, every=2),
     "no landmarks": Setting((36, 80), every=0, page=8, width=128),
+    "from nothing": Setting((0, None), window=5, max_landmarks=2, every=2, page=4),
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_steps_equal_whole_documents(library: ctypes.CDLL, name: str) -> None:
-    setting, steps = SETTINGS[name], 3
+    setting, steps = SETTINGS[name], 16 if name == "from nothing" else 3
     ours, plain = Run(setting, steps), Run(setting, steps)
     step, plain_step = ours.new_step(), plain.new_step()
     step.partial.fill_(float("nan"))
