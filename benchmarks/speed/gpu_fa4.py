@@ -9,7 +9,8 @@ compiles its Hopper kernels ahead of time, on a machine without a GPU too; the b
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
+import importlib.metadata
 import os
 import sys
 import time
@@ -27,10 +28,13 @@ TILE = 128  # the block size of its sparse lists on Hopper
 def missing() -> str | None:
     """None if the package is there, else what to say."""
     try:
-        found = importlib.util.find_spec("flash_attn.cute.interface") is not None
-    except ModuleNotFoundError:
-        found = False
-    return None if found else "not installed (pip install --pre flash-attn-4)"
+        importlib.metadata.version("flash-attn-4")
+        importlib.import_module("flash_attn.cute.interface")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed (pip install --pre flash-attn-4)"
+    except ImportError as error:
+        return f"flash-attn-4 is there but does not import: {error}"
+    return None
 
 
 @functools.cache
@@ -98,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments) != 1:
         print("usage: python -m weft.benchmarks.speed.gpu_fa4 FOLDER")
         return 2
+    wanted = {"FLASH_ATTENTION_ARCH": "sm_90", "CUTE_DSL_ARCH": "sm_90a", "FLASH_ATTENTION_NUM_SMS": "132",
+              "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": arguments[0]}  # fmt: skip
+    os.environ.update({name: os.environ.get(name, value) for name, value in wanted.items()})  # read when it is imported
     reason = missing()
     if reason:
         print(f"FlashAttention-4: {reason}")
         return 1
-    wanted = {"FLASH_ATTENTION_ARCH": "sm_90", "CUTE_DSL_ARCH": "sm_90a", "FLASH_ATTENTION_NUM_SMS": "132",
-              "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": arguments[0]}  # fmt: skip
-    os.environ.update({name: os.environ.get(name, value) for name, value in wanted.items()})  # read when it is imported
     for width in (64, 128):
         print(f"head width {width}: forward and backward for sm_90 in {compile_ahead(8192, width):.1f} s")
     return 0
