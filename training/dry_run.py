@@ -56,7 +56,7 @@ def _model(parts: Parts, last: Moment) -> str:
 
 def _data(config: RunConfig, loop: Loop) -> str:
     tokens, lost = loop.state.progress.tokens / STEPS, loop.state.progress.lost
-    told = "; " + ", ".join(f"{lost[name]:,} documents {name}" for name in LOST) if lost else ""
+    told = "; of its documents " + ", ".join(f"{lost[name]:,} {name}" for name in LOST) if lost else ""
     return f"data: {tokens:,.0f} tokens per step ({config.data.batch_tokens:,} asked for){told}"
 
 

@@ -278,7 +278,7 @@ def test_time_budget_ends_in_time_and_a_resume_keeps_its_decision(tmp_path):
     run = config(tmp_path / "run", max_steps=None, max_seconds=2.0, monitors={"probe_every": 0}, checkpoint={"every": 5})
     start = time.monotonic()
     first = go(run)
-    assert time.monotonic() - start < 4.0
+    assert time.monotonic() - start < 8.0  # two seconds, and what a busy machine adds to the last step and the save
     assert first.steps > 12
     again = go(run)
     assert again.steps >= first.steps - 1
