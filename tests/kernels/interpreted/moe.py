@@ -10,7 +10,7 @@ import torch
 import weft.kernels.triton_moe as module
 from tests.kernels.interpreter import patch_once_per_launch
 from tests.kernels.routed import SIZES, Size, gradients, hold, inputs, one_by_one, wide
-from weft.kernels.moe import moe_ffn, sort_by_expert
+from weft.kernels.moe import CHOICE, moe_ffn, sort_by_expert, why
 
 patch_once_per_launch()
 
@@ -74,6 +74,30 @@ def test_no_tokens() -> None:
     ours = gradients(moe_ffn(*given, backend="triton"), given, torch.zeros(0, 24))
     assert [x.shape for x in ours[1:]] == [x.shape for x in given if x.requires_grad]
     assert not any(bool(x.any()) for x in ours)
+
+
+def test_the_model_takes_it_when_asked() -> None:
+    from weft.model.moe import MoE
+
+    torch.manual_seed(0)
+    layer, x = MoE(16, 4, 2, 8), torch.randn(11, 16)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    expect = layer(x)[0]
+    ran = []
+
+    def spy(*tensors: torch.Tensor) -> torch.Tensor:
+        ran.append(1)
+        return run(*tensors)
+
+    run = module.run
+    module.run = spy
+    with CHOICE.use("triton"):
+        ours = layer(x)[0]
+    module.run = run
+    assert ran == [1]
+    torch.testing.assert_close(ours, expect, atol=1e-5, rtol=1e-5)
+    assert dict(why(x, layer.experts.gate_up_proj, layer.experts.down_proj))["triton"] == "runs"
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own check looks at it
