@@ -9,26 +9,22 @@ import torch
 
 from tests.inference.conftest import make_model, make_tokenizer, readings
 from weft.inference.generalist import Generalist
+from weft.inference.plans import producible
 from weft.inference.prompts import encode, prefill
+from weft.inference.writer import Writer, fork
+from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.stream import StreamConfig
 
 PROMPT = ["say", readings(1, 3, start=1.0)]  # the third reading is at 1.04 s, so the next one is due at 1.06 s
 DUE = 1_060_000_000
 
 
-def eager(first: str, timestamps: bool) -> Generalist:
-    """A model that begins a segment with the token `first` about every other time."""
-    tokenizer = make_tokenizer(StreamConfig(timestamps=timestamps))
-    model = Generalist(make_model(tokenizer), tokenizer)
-    with torch.no_grad():
-        ((_, state),) = prefill(model.model, [encode(tokenizer, PROMPT)])
-        model.model.output_weight[tokenizer.vocabulary.special[first]] = state * math.log(300) / state.square().sum()
-    return model
-
-
 def test_clocked_segments_of_any_reply_state_their_time_and_go_on_with_the_clock() -> None:
-    timed = eager("<time>", timestamps=True)
-    stamp = timed.tokenizer.vocabulary.special["<time>"]
+    tokenizer = make_tokenizer(StreamConfig(timestamps=True))
+    timed, stamp = Generalist(make_model(tokenizer), tokenizer), tokenizer.vocabulary.special["<time>"]
+    with torch.no_grad():  # a reply begins with a timestamp about every other time
+        ((_, state),) = prefill(timed.model, [encode(tokenizer, PROMPT)])
+        timed.model.output_weight[stamp] = state * math.log(300) / state.square().sum()
     seen = 0
     for seed in range(16):
         reply = timed.generate(PROMPT, "any", max_tokens=40, temperature=1.0, seed=seed)
@@ -44,16 +40,20 @@ def test_clocked_segments_of_any_reply_state_their_time_and_go_on_with_the_clock
     assert seen >= 3
 
 
-def test_any_goes_on_from_what_it_has_written() -> None:
-    """A second sensor segment follows the first one of the same reply."""
-    model = eager("<sensor>", timestamps=False)
-    followed = 0
-    for seed in range(16):
-        reply = model.generate(PROMPT, "any", max_tokens=160, temperature=1.0, seed=seed)
-        sensors = [segment for segment in reply.segments if segment.modality == "sensor"]
-        due = DUE
-        for segment in sensors:
-            assert segment.start == due
-            due += len(segment.values) * 20_000_000
-        followed += len(sensors) > 1
-    assert followed
+def test_any_goes_on_from_what_it_has_written(tokenizer: StreamTokenizer) -> None:
+    """A second sensor segment follows the first one of the same reply, whoever chooses the tokens."""
+    special, prompt = tokenizer.vocabulary.special, encode(tokenizer, PROMPT)
+    writer = Writer(tokenizer, fork(prompt.builder))
+    script = writer.write_any(lambda: producible(tokenizer, writer.builder.info, 99), 99)
+    ask, tokens = next(script), []
+    while True:
+        wanted = [special["</doc>"]] if len(writer.written) == 2 else [special["<sensor>"], special["</sensor>"]]
+        tokens.append(next((token for token in wanted if token in ask.legal), int(ask.legal[0])))
+        try:
+            ask = script.send(tokens[-1])
+        except StopIteration:
+            break
+    written = np.concatenate([part.ids for part in writer.written])
+    assert np.array_equal(written[: len(tokens)], tokens)
+    sensors = [info for info in writer.builder.info if info.modality == "sensor"]
+    assert [info.start for info in sensors] == [1_000_000_000, DUE, DUE + 20_000_000 * sensors[1].grid[0]]
