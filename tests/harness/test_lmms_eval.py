@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from weft.benchmarks.harness.task import load_tasks
 from weft.inference.generalist import Generalist
 
 pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own: make lmms-eval")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1500)]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,24 @@ def test_figures_equal_our_own_runner(tiny: Generalist, folder: Path, local: Pat
         assert got == pytest.approx(records["pick"][f"look/test/{sample['doc_id']}"]["logprobs"], abs=1e-5)
     for sample in theirs["samples"]["weft_write"]:
         assert sample["resps"][0][0] == records["write"][f"look/test/{sample['doc_id']}"]["answer"]
+
+
+@pytest.mark.parametrize("where", ["the repository root", "elsewhere"])
+def test_the_command_line_finds_the_model(
+    where: str, tiny: Generalist, folder: Path, local: Path, data: Path, tmp_path: Path
+) -> None:
+    args = ["--model", "weft", "--model_args", f"pretrained={folder}", "--tasks", "weft_pick", "--include_path", str(local)]
+    args += ["--batch_size", "2", "--device", "cpu", "--output_path", str(tmp_path / "theirs")]
+    run = subprocess.run(
+        [sys.executable, "-m", "lmms_eval", *args],
+        cwd=ROOT if where == "the repository root" else tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (file,) = (tmp_path / "theirs").rglob("*_results.json")
+    pick = next(t for t in load_tasks(local / "ours.yaml") if t.name == "pick")
+    ours = evaluate(tiny, [(pick, data)], tmp_path / "ours", EvalConfig(rounds=10))["tasks"]["pick"]
+    theirs = json.loads(file.read_text())["results"]["weft_pick"]["acc,none"]
+    assert theirs == pytest.approx(ours["metrics"]["accuracy"]["value"], abs=1e-6)
