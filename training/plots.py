@@ -7,15 +7,19 @@ from typing import Any
 
 from weft.training.tracking import read_jsonl
 
+Series = dict[str, tuple[list[int], list[float]]]
 PICTURES = {
     "loss": ("loss",),
     "loss_by_modality": ("loss/",),
-    "held_out": ("eval/",),
+    "z_loss": ("z_loss", "router_z_loss"),
+    "held_out": ("eval/loss", "eval/loss/"),
+    "evaluation": ("eval/",),
     "learning_rate": ("lr",),
     "grad_norm": ("grad_norm", "grad_norm/"),
     "router": ("router/",),
     "token_share": ("token_share/",),
     "modality_use": ("use/",),
+    "data_lost": ("data/",),
 }
 
 
@@ -24,7 +28,7 @@ def draw(folder: Path) -> list[Path]:
     rows = read_jsonl(folder / "metrics.jsonl")
     series = collect(rows)
     found = [
-        _picture(folder / "plots" / f"{name}.png", {k: v for k, v in series.items() if _belongs(k, prefixes)}, name, "step")
+        _picture(folder / "plots" / f"{name}.png", _chosen(series, name, prefixes), name, "step")
         for name, prefixes in PICTURES.items()
     ]
     speed = collect(read_jsonl(folder / "speed.jsonl"))
@@ -46,8 +50,18 @@ def collect(rows: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float
     return series
 
 
+NOT = {"evaluation": ("eval/loss", "eval/z_loss", "eval/router_z_loss")}
+"""Figures that stand elsewhere: a hook's answers are not drawn on the scale of losses."""
+
+
 def _belongs(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name.startswith(p) if p.endswith("/") else name == p for p in prefixes)
+
+
+def _chosen(series: Series, picture: str, prefixes: tuple[str, ...]) -> Series:
+    """The figures of one picture; of the data's losses only those that occurred."""
+    found = {k: v for k, v in series.items() if _belongs(k, prefixes) and not k.startswith(NOT.get(picture, ()))}
+    return {k: v for k, v in found.items() if picture != "data_lost" or any(v[1])}
 
 
 def smooth(values: list[float], window: int) -> list[float]:
@@ -70,7 +84,7 @@ def _picture(path: Path, series: dict[str, tuple[list[int], list[float]]], title
     axes = figure.add_subplot()
     for name, (steps, values) in sorted(series.items())[:24]:
         window = max(1, len(values) // 50)
-        line = axes.plot(steps, smooth(values, window), label=name, linewidth=1.4)[0]
+        line = axes.plot(steps, smooth(values, window), label=name, linewidth=1.4, marker="." if len(values) < 12 else "")[0]
         if window > 1:
             axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.6)
     axes.set_title(title.replace("_", " "))

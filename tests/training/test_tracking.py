@@ -204,7 +204,7 @@ def test_pictures_show_the_run(tmp_path: Path) -> None:
 
     go(config(tmp_path, max_steps=12, monitors={"probe_every": 4, "router_every": 4}))
     found = {path.stem: path for path in draw(tmp_path)}
-    assert set(found) == {
+    names = {
         "loss",
         "loss_by_modality",
         "learning_rate",
@@ -213,7 +213,9 @@ def test_pictures_show_the_run(tmp_path: Path) -> None:
         "token_share",
         "modality_use",
         "speed",
+        "z_loss",
     }
+    assert set(found) == names
     for path in found.values():
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert pixels.shape[:2] == (450, 800)
