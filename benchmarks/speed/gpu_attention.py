@@ -120,7 +120,7 @@ def attention_line(bench: Bench, case: Case, flex: tuple[str, ...] = FLEX) -> Li
     grad = torch.randn_like(q)
     inputs = [x.requires_grad_(case.backward) for x in (q, k, v)]
     queries = torch.randperm(case.length, device=bench.device)[:64]
-    truth = exact_rows(*(x.detach() for x in inputs), grad, layout, queries)
+    truth = exact_rows(q.detach(), k.detach(), v.detach(), grad, layout, queries)
 
     def whole(function: Callable[[], Tensor]) -> Call:
         def run() -> list[Tensor]:
@@ -255,8 +255,8 @@ def _dense_mask(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout) -> Callab
     if len(layout) > LONGEST_DENSE_MASK:
         raise NotMeasured(f"a mask of {len(layout)} x {len(layout)} is only timed up to {LONGEST_DENSE_MASK}")
     mask = layout.dense_mask()
-    turned = [x.transpose(0, 1)[None] for x in (q, k, v)]
-    return lambda: F.scaled_dot_product_attention(*turned, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+    queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return lambda: F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=True)[0].transpose(0, 1)
 
 
 def _dense_causal(q: Tensor, k: Tensor, v: Tensor, cudnn: bool) -> Callable[[], Tensor]:
@@ -270,9 +270,9 @@ def _dense_causal(q: Tensor, k: Tensor, v: Tensor, cudnn: bool) -> Callable[[], 
 
     def run(grouped: bool) -> Tensor:
         keys, values = (k, v) if grouped else (x.repeat_interleave(group, 1) for x in (k, v))
-        turned = [x.transpose(0, 1)[None] for x in (q, keys, values)]
+        a, b, c = (x.transpose(0, 1)[None] for x in (q, keys, values))
         with sdpa_kernel(chosen):
-            return F.scaled_dot_product_attention(*turned, is_causal=True, enable_gqa=grouped)[0].transpose(0, 1)
+            return F.scaled_dot_product_attention(a, b, c, is_causal=True, enable_gqa=grouped)[0].transpose(0, 1)
 
     try:
         run(True)
