@@ -76,20 +76,28 @@ def smooth(values: list[float], window: int) -> list[float]:
 def _picture(path: Path, series: dict[str, tuple[list[int], list[float]]], title: str, axis: str) -> Path | None:
     if not series:
         return None
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, (steps, values) in sorted(series.items())[:24]:
+    axes, colours = figure.add_subplot(), colormaps["tab10" if len(series) <= 10 else "tab20"]
+    for i, (name, (steps, values)) in enumerate(sorted(series.items())[:24]):
         window = max(1, len(values) // 50)
-        line = axes.plot(steps, smooth(values, window), label=name, linewidth=1.4, marker="." if len(values) < 12 else "")[0]
+        line = axes.plot(
+            steps,
+            smooth(values, window),
+            label=name,
+            color=colours(i % 20),
+            linewidth=1.4,
+            marker="." if len(values) < 12 else "",
+        )[0]
         if window > 1:
             axes.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.6)
     axes.set_title(title.replace("_", " "))
     axes.set_xlabel(axis)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
+    figure.legend(fontsize=7, loc="outside right upper")  # beside the curves: a router has twenty of them
     FigureCanvasAgg(figure).print_png(str(path))
     return path
