@@ -21,6 +21,8 @@ from weft.benchmarks.harness.stats import Estimate, bootstrap, slice_gap, t_inte
 from weft.benchmarks.harness.task import Task, TaskError
 
 Record = dict[str, Any]
+SMALLEST_SLICE = 5
+"""Samples that a slice needs to be compared with others; of one sample there is no interval."""
 CORPUS_ROUNDS = 200
 """Resamples of metrics that are computed from all samples at once."""
 
@@ -180,7 +182,7 @@ def _corpus(metric: str, records: Sequence[Record]) -> Estimate | None:
 
 
 def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:
-    """Best and worst slice of every metadata column that the task names, by its first metric."""
+    """Best and worst slice of every metadata column that the task names, by its first metric; small slices are only counted."""
     out: dict[str, Any] = {}
     records = sorted(records, key=lambda r: r["key"])
     metric = task.metrics[0]
@@ -200,13 +202,21 @@ def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str,
             out[column] = {"note": f"{left or len(records)} samples have no score or no {column!r}"}
             continue
         rates = scores if scores.ndim == 1 else scores[:, 0] / np.maximum(scores[:, 1], 1e-12)
-        gap = slice_gap(column, _aligned(about, labels, kept, metric), list(rates), rounds=rounds)
+        aligned = _aligned(about, labels, kept, metric)
+        counts = Counter(aligned)
+        large = [i for i, label in enumerate(aligned) if counts[label] >= SMALLEST_SLICE]
+        if len({aligned[i] for i in large}) < 2:
+            note = f"fewer than two values have {SMALLEST_SLICE} samples or more; ask more documents (--limit)"
+            out[column] = {"metric": metric, "note": note, "sizes": dict(sorted(counts.items()))}
+            continue
+        gap = slice_gap(column, [aligned[i] for i in large], [float(rates[i]) for i in large], rounds=rounds)
         out[column] = {
             "metric": metric,
             "best": str(gap.best if about.higher else gap.worst),
             "worst": str(gap.worst if about.higher else gap.best),
             "gap": _plain(gap.gap),
             "slices": {name: _plain(e) for name, e in gap.slices.items()},
+            "too_small": {name: n for name, n in sorted(counts.items()) if n < SMALLEST_SLICE},
         }
     return out
 

@@ -119,6 +119,8 @@ def _media_record(task: Task, q: Question, made: Segment, setting: Setting, kind
         "media": keep(made, setting.media, q.key),
         "reference": q.reference if isinstance(q.reference, str) else None,
     }
+    if isinstance(q.reference, tuple) and (true := [s for s in q.reference if isinstance(s, kind)]):
+        record["true_media"] = keep(true[0], setting.media, f"{q.key}/true")
     if "frechet" in task.metrics:
         record["features"] = [[float(x) for x in features(s)] for s in (made, _first(q, kind))]
     return record

@@ -93,7 +93,8 @@ def play(
 
 def chance(task: Task, root: Path, episodes: int) -> list[Record]:
     """Records of the same episodes played by drawing actions."""
-    control, scale, records = task.control, returns_scale(task, root), []
+    control, scale = task.control, returns_scale(task, root)
+    records: list[Record] = []
     assert control is not None
     for seed in range(control.first_seed, control.first_seed + episodes):
         env = make_env(task)
@@ -156,8 +157,8 @@ class _Player:
         self.spec = EpisodeSpec(self.control.kind, self.control.rate_hz, self.instruction, history=self.control.history)
         similar = task.pick == "similar" and self.shown
         self.vectors = model.embed([self._opening(d) for d in self.shown]) if similar else None
-        noisy = variant.corruption is not None and variant.corruption.kind == "noise"
-        self.spread = spread_of(task) if noisy else None
+        self.noisy = variant.corruption is not None and variant.corruption.kind == "noise"
+        self.spread: np.ndarray | None = None
         self.openings: dict[int, Any] = {}
 
     def _opening(self, demonstration: list[Segment]) -> Any:
@@ -169,6 +170,8 @@ class _Player:
     def episodes(self, seeds: list[int]) -> list[Record]:
         """Records of consecutive seeds."""
         try:
+            if self.noisy and self.spread is None:
+                self.spread = spread_of(self.task)
             played = self.model.rollout(
                 self._env,
                 self._instructed(seeds[0]),

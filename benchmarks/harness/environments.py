@@ -115,8 +115,8 @@ class Shown:
 
     def step(self, action: Any) -> tuple[Segment, float, bool, bool, Any]:
         """As gymnasium's."""
-        seen, *rest = self.env.step(action)
-        return (self._show(seen), *rest)
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        return self._show(seen), reward, terminated, truncated, info
 
     def close(self) -> None:
         """As gymnasium's."""

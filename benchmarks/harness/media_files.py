@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ def keep(segment: Any, folder: Path, key: str) -> str:
     assert isinstance(segment, Audio)
     import soundfile
 
-    soundfile.write(
-        folder / f"{stem}.wav", np.asarray(segment.samples, np.float32), int(segment.rate_hz or 8000), subtype="PCM_16"
-    )
+    samples, rate = segment.samples, int(segment.rate_hz or 8000)
+    if not isinstance(samples, np.ndarray):  # a file of the data set, at its own rate
+        samples, rate = soundfile.read(io.BytesIO(samples) if isinstance(samples, bytes) else str(samples), always_2d=True)
+        samples = samples.mean(axis=1)
+    soundfile.write(folder / f"{stem}.wav", np.asarray(samples, np.float32), rate, subtype="PCM_16")
     return f"{stem}.wav"
 
 

@@ -211,13 +211,17 @@ def ssim(predictions: Sequence[np.ndarray], references: Sequence[np.ndarray]) ->
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to features [n F] (Heusel et al. 2017). State the extractor beside it."""
-    from scipy.linalg import sqrtm
+    """Frechet distance between Gaussians fitted to features [n F] (Heusel et al. 2017). State the extractor beside it.
 
-    mean = a.mean(0) - b.mean(0)
-    left, right = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = sqrtm(np.atleast_2d(left @ right))
-    return float(mean @ mean + np.trace(np.atleast_2d(left + right)) - 2 * np.trace(root).real)
+    The trace of the root of a product of covariances is read from the symmetric product, which has a root even where there are
+    fewer samples than features.
+    """
+    shift = a.mean(0) - b.mean(0)
+    left, right = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    sizes, axes = np.linalg.eigh(left)
+    root = (axes * np.sqrt(np.clip(sizes, 0, None))) @ axes.T
+    both = np.sqrt(np.clip(np.linalg.eigvalsh(root @ right @ root), 0, None)).sum()
+    return float(max(shift @ shift + np.trace(left) + np.trace(right) - 2 * both, 0.0))
 
 
 def mase(forecast: np.ndarray, truth: np.ndarray, history: np.ndarray) -> float:

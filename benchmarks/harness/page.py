@@ -146,8 +146,9 @@ def _sample(record: Mapping[str, Any], kind: str, folder: Path) -> str:
         lines.append(f"{html.escape(name)} {shown:.3g}")
     if isinstance(record.get("answer"), dict):
         lines.append(_curves(record["answer"]))
-    if record.get("media"):
-        lines.append(_media(folder / "media" / "whole" / record["media"]))
+    for said, name in (("made", "media"), ("true", "true_media")):
+        if record.get(name):
+            lines.append(f"<small>{said}</small> {_media(folder / 'media' / 'whole' / record[name])}")
     return f"<span class='sample {kind}'>{'<br>'.join(lines)}</span>"
 
 

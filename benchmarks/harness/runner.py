@@ -90,7 +90,7 @@ def evaluate(
         "tasks": found,
     }
     draft = out / "results.json.part"
-    draft.write_text(json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(out / "results.json")
     return results
 

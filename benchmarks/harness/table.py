@@ -65,11 +65,9 @@ def rows(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, dict[
 
 def show(console: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the table, and below it what is broken by removal, corruption and slices."""
-    from rich.table import Table
-
     listed = rows(results)
     columns = list(dict.fromkeys([*results, *(c for _, _, cells in listed for c in cells)]))
-    table = Table("task", "metric", *columns, "samples", "failed", title="figure [95 % interval]", title_justify="left")
+    table = _table("figure [95 % interval]", "task", "metric", *columns, "samples", "failed")
     before = None
     for task, metric, cells in listed:
         about = [found["tasks"].get(task, {}) for found in results.values()]
@@ -91,6 +89,14 @@ def show(console: Any, results: Mapping[str, Mapping[str, Any]]) -> None:
                     console.print(
                         f"{label}, {task}, by {column}: best {gap['best']}, worst {gap['worst']}, gap {figure(gap['gap'])}"
                     )
+
+
+def _table(title: str, *heads: str) -> Any:
+    """A table whose first two columns, the names, are never cut off."""
+    from rich.table import Column, Table
+
+    names = [Column(head, no_wrap=True, overflow="fold") for head in heads[:2]]
+    return Table(*names, *heads[2:], title=title, title_justify="left")
 
 
 def variants_table(label: str, task: str, about: Mapping[str, Any], kind: str) -> Any:
@@ -121,9 +127,7 @@ COST = ("new tokens/s", "first token", "this run", "peak memory")
 
 def cost_table(results: Mapping[str, Mapping[str, Any]]) -> Any:
     """What answering took, per task and model."""
-    from rich.table import Table
-
-    table = Table("task", "model", *COST, title="cost", title_justify="left")
+    table = _table("cost", "task", "model", *COST)
     for label, found in results.items():
         for task, about in found["tasks"].items():
             if told := cost(about):

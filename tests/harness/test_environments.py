@@ -71,7 +71,7 @@ control: {kind: cart, rate_hz: 1, instruction: "{mission}", observe: "pixels:ima
     assert np.shape(look({"direction": 2, "image": np.ones((7, 7, 3))}).values) == (1, 148)  # type: ignore[union-attr]
     found = run(tiny, text, data, tmp_path, "slices: [mission]\n")
     assert said == ["go to a red ball"] * 2 and found["samples"] == 2
-    assert set(found["slices"]["mission"]["slices"]) == {"go to a red ball"}
+    assert found["slices"]["mission"]["sizes"] == {"go to a red ball": 2}
 
 
 def test_a_mujoco_arm_acts_in_two_dimensions(tiny: Generalist, data: Path, tmp_path: Path) -> None:
@@ -186,6 +186,21 @@ def test_each_variant_is_played_with_its_own_observations(data: Path, tmp_path: 
     seen = policy.values().reshape(8, 3, -1, 4)  # whole, without, six spoilt ones; three episodes each
     assert np.isnan(seen[1]).all() and not np.isnan(seen[0]).any()
     assert len({seen[i].tobytes() for i in range(8)}) == 8
+
+
+def test_an_environment_that_cannot_be_probed_fails_its_noisy_episodes_alone(data: Path, tmp_path: Path) -> None:
+    import gymnasium
+    from gymnasium.envs.classic_control import CartPoleEnv
+
+    class Shy(CartPoleEnv):  # type: ignore[misc]
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            if seed and seed > 1_000_000:
+                raise RuntimeError("not now")
+            return super().reset(seed=seed, options=options)
+
+    gymnasium.register("Shy-v0", entry_point=Shy)
+    found = run(Echo(), CART.replace("CartPole-v1", "Shy-v0"), data, tmp_path, corrupt=True)
+    assert {name: row["failed"] for name, row in found["corrupt"].items() if row["failed"]} == {"noise 0.1": 3, "noise 0.3": 3}
 
 
 def test_a_game_is_seen_as_small_frames(tiny: Generalist, data: Path, tmp_path: Path) -> None:

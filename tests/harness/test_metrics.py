@@ -40,6 +40,28 @@ def test_frechet_distance_of_shifted_gaussians_is_the_squared_shift() -> None:
     assert m.frechet_distance(a, a + 2.0) == pytest.approx(12.0, rel=1e-6)
 
 
+def test_frechet_distance_holds_with_fewer_samples_than_features() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(5, 30)), rng.normal(size=(6, 30)) + 1
+    assert m.frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+    assert m.frechet_distance(a, b) == pytest.approx(m.frechet_distance(b, a)) and m.frechet_distance(a, b) > 10
+
+
+def test_small_slices_are_counted_not_compared() -> None:
+    from weft.benchmarks.harness.aggregate import gaps
+    from weft.benchmarks.harness.task import Data, Task
+
+    task = Task("t", Data(manifest="x"), "text", ("accuracy",), slices=("who",))
+    records = [
+        {"key": f"{who}{i}", "answer": "a" if who != "b" or i % 2 else "x", "reference": "a", "metadata": {"who": who}}
+        for who, n in (("a", 6), ("b", 8), ("c", 1))
+        for i in range(n)
+    ]
+    found = gaps(task, records, 50)["who"]
+    assert (found["best"], found["worst"], found["too_small"]) == ("a", "b", {"c": 1})
+    assert found["gap"]["value"] == 0.5 and "note" in gaps(task, records[:6], 50)["who"]
+
+
 def test_crps_of_a_point_forecast_is_the_absolute_error() -> None:
     assert m.crps(np.full((5, 7), 2.0), np.full(7, 3.0)) == pytest.approx(1.0)
 

@@ -71,6 +71,8 @@ def test_one_table_and_one_page_for_all(tiny: Generalist, causal: Path, data: Pa
     assert rival in said and "exact_match" in said and "not for it" in said
     page = compare({name: tmp_path / name for name in results}, tmp_path / "compare.html").read_text()
     assert "peak memory" in said and "peak memory" in page
+    assert "<small>made</small> <img" in page and "<small>true</small> <img" in page
+    assert page.index("<h2>name") < page.index("<h2>write") < page.index("<h2>draw")  # the order of the task file
     assert "data:image/png" in page and "<svg" in page and all(name in page for name in results)
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", page)
 
@@ -112,8 +114,13 @@ def test_the_command_scores_and_compares(folder: Path, data: Path, tmp_path: Pat
             "3",
             "--device",
             "cpu",
+            "--json",
+            str(tmp_path / "quoted.json"),
         ]
     )
+    quoted = json.loads((tmp_path / "quoted.json").read_text())
+    assert len(quoted["models"]) == 2 and quoted["machine"]["cpu"] and quoted["command"].startswith("weft ")
+    assert all(model["tasks"]["write"]["metrics"]["exact_match"]["value"] is not None for model in quoted["models"].values())
     said = capsys.readouterr().out
     found = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("*/results.json"))]
     assert len(found) == 2 and (tmp_path / "compare.html").is_file() and "exact_match" in said

@@ -21,6 +21,7 @@ def evaluate(
     missing: bool = False,
     corrupt: bool = False,
     device: str = "auto",
+    json: str | None = None,
 ) -> None:
     """Score checkpoints and rivals on tasks; a second call asks only what is missing.
 
@@ -39,10 +40,14 @@ def evaluate(
         missing: also ask with each modality and each pair of modalities removed.
         corrupt: also ask with spoilt inputs.
         device: where to run.
+        json: file for the figures of all models with machine, date and command, for documents to quote.
     """
+    import sys
+
     from rich.console import Console
 
     from weft.benchmarks.harness.page import compare
+    from weft.benchmarks.harness.quoted import quote
     from weft.benchmarks.harness.rivals import open_model
     from weft.benchmarks.harness.runner import EvalConfig
     from weft.benchmarks.harness.runner import evaluate as run
@@ -62,6 +67,8 @@ def evaluate(
         corrupt=corrupt,
     )
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file has no edge
     results: dict[str, dict[str, Any]] = {}
     for name in [c for c in checkpoint.split(",") if c]:
         label, model = open_model(name, device, taken=results)
@@ -69,6 +76,8 @@ def evaluate(
             results[label] = run(model, rooted, Path(out) / label, config, name=name, progress=tick)
     show(console, results)
     page = compare({label: Path(out) / label for label in results}, Path(out) / "compare.html")
+    if json:
+        quote(results, json, ["weft", *sys.argv[1:]])
     console.print(f"results: {out}/*/results.json, page: {page}")
 
 
