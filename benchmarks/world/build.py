@@ -29,7 +29,7 @@ from weft.benchmarks.world.documents import RECIPES, Material, documents, mixtur
 from weft.benchmarks.world.prose import digest as prose_digest
 
 SPLITS = ("train", "val", "test")
-COPIES = 3
+COPIES = 8
 """Distorted copies of every training scan."""
 CANVASES = {"train": 1500, "val": 40, "test": 150}
 VIDEOS = {"train": 2400, "val": 80, "test": 240}

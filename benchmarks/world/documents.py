@@ -167,6 +167,13 @@ def _half(m: Material, split: str, count: int, draw: np.random.Generator) -> Ite
         yield [image(top), image(bottom, "target")], {"label": digit}
 
 
+def _half_digit(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
+    """Which digit an upper half belongs to: what has to be known before the rest can be drawn."""
+    for i in range(count):
+        top, _, digit = m.halves[split][i % len(m.halves[split])]
+        yield [image(top), ask("digit", split, draw), answer(WORDS[digit])], {"label": digit}
+
+
 def _say(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
     if split == "test":  # the prompts alone: what is right is judged, not compared
         yield from (([ask("say", split, draw, WORDS[i % 10])], {"label": i % 10}) for i in range(count))
@@ -296,19 +303,20 @@ RECIPES: dict[str, Recipe] = {
     "video": Recipe(_video, 2400, 40, 240, 10, 66),
     "sum": Recipe(_sum, 3000, 50, 200, 9, 49),
     "arithmetic": Recipe(_arithmetic, 400, 0, 0, 1, 22),
-    "draw": Recipe(_draw, 2600, 50, 200, 4, 28),
-    "half": Recipe(_half, 5200, 50, 400, 14, 26),
+    "draw": Recipe(_draw, 2600, 50, 200, 3, 28),
+    "half": Recipe(_half, 12000, 50, 400, 12, 26),
+    "half_digit": Recipe(_half_digit, 4000, 50, 0, 4, 21),
     "say": Recipe(_say, 640, 0, 100, 2, 19),
     "pairs": Recipe(_pairs, 3900, 0, 0, 6, 28),
     "pair_image": Recipe(_alone("image"), 0, 50, 200, 0, 22),
     "pair_speech": Recipe(_alone("speech"), 0, 50, 200, 0, 16),
     "pair_text": Recipe(_alone("text"), 0, 10, 10, 0, 4),
     "cartpole": Recipe(_control("CartPole-v1"), 3000, 50, 0, 1.5, 17),
-    "pendulum": Recipe(_control("Pendulum-v1"), 10000, 50, 0, 5, 16),
+    "pendulum": Recipe(_control("Pendulum-v1"), 10000, 50, 0, 6, 16),
     "mountain_car": Recipe(_control("MountainCarContinuous-v0"), 3000, 50, 0, 1.5, 14),
     "acrobot": Recipe(_control("Acrobot-v1"), 3000, 50, 0, 1.5, 20),
     "motor_forecast": Recipe(_forecast, 3000, 50, 200, 2, 40),
-    "motor_fault": Recipe(_fault, 3000, 50, 200, 12, 95),
+    "motor_fault": Recipe(_fault, 3000, 50, 200, 9, 95),
     "redundant": Recipe(_redundant, 3000, 50, 200, 3, 31),
     "caption": Recipe(_caption, 1200, 30, 0, 1, 37),
     "prose": Recipe(_prose, ALL, ALL, ALL, 5, 115),
