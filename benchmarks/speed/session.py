@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def together(model: Generalist, count: int, rounds: int) -> Row:
             session.push(reading(k), k * STEP_NS)
             session.act()
 
-    took = measure({who: (lambda who=who: step(who)) for who in clock}, rounds=rounds, warmup=20)
+    took = measure({who: partial(step, who) for who in clock}, rounds=rounds, warmup=20)
     return compare(f"a step of {count} sessions: one call against {count}", took["ours"], took["rival"], must=2.0)
 
 

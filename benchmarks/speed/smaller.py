@@ -61,8 +61,8 @@ def rows(model: Generalist, name: str, make: Callable[[], Generalist], count: in
     begin = time.perf_counter()
     try:
         other = make()
-    except (OSError, ModuleNotFoundError) as error:
-        return [Row(f"{name} against float32", None, None, "", None, error=str(error))]
+    except (OSError, ModuleNotFoundError) as why:
+        return [Row(f"{name} against float32", None, None, "", None, error=str(why))]
     took_to_make = time.perf_counter() - begin
     is_compiled = name.startswith("compiled")
     error = float(np.abs(logprobs(other, is_compiled) - logprobs(model, is_compiled)).mean())
