@@ -246,7 +246,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout) -> Callable[[
     group = q.shape[1] // k.shape[1]
 
     def run() -> Tensor:
-        return varlen_attn(q, k, v, borders, borders, longest, longest, window_size=(left, 0), enable_gqa=group > 1)
+        out = varlen_attn(q, k, v, borders, borders, longest, longest, window_size=(left, 0), enable_gqa=group > 1)
+        return out if isinstance(out, Tensor) else out[0]
 
     return run
 

@@ -41,8 +41,10 @@ def loss_line(bench: Bench, tokens: int, width: int, sizes: tuple[int, ...] = SL
     dtype = torch.bfloat16 if bench.device == "cuda" else torch.float32
     made = (torch.randn(n, width, device=bench.device) for n in (tokens, ends[-1]))
     hidden, weight = ((x * width**-0.5).to(dtype).requires_grad_() for x in made)
-    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    truth = torch.autograd.grad(sliced_cross_entropy(*exact, target, index, slices, backend="torch")[0].mean(), exact)
+    exact = (hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_())
+    truth = torch.autograd.grad(
+        sliced_cross_entropy(exact[0], exact[1], target, index, slices, backend="torch")[0].mean(), exact
+    )
 
     def sliced(backend: str) -> Callable[[], Call]:
         def make() -> Call:
@@ -216,7 +218,10 @@ def norm_line(bench: Bench, tokens: int, width: int, heads: int = 16, kv_heads: 
         return whole(torch.compile(rotary.qk_norm_rope, dynamic=False))
 
     exact = [x.detach().double().requires_grad_() for x in (q, k, *weights)]
-    truth = torch.autograd.grad(rotary.qk_norm_rope(*exact, *(x.double() for x in table)), exact, [g.double() for g in grads])
+    cos, sin = (x.double() for x in table)
+    truth = torch.autograd.grad(
+        rotary.qk_norm_rope(exact[0], exact[1], exact[2], exact[3], cos, sin), exact, [g.double() for g in grads]
+    )
 
     def check(results: list[Tensor]) -> dict[str, float]:
         return {"worst gradient": max(relative_error(a, b) for a, b in zip(results, truth))}

@@ -245,8 +245,8 @@ def plot(lines: Sequence[Line], path: Path, smoke: bool) -> None:
     figure, axes = plt.subplots(figsize=(11, 1.6 + 0.14 * max(1, len(shown)) * max(2, len(names))))
     for place, who in enumerate(names):
         bars = [(i + place * 0.8 / len(names), one.ratio(who)) for i, one in enumerate(shown)]
-        bars = [(at, ratio) for at, ratio in bars if ratio]
-        axes.barh([at for at, _ in bars], [ratio for _, ratio in bars], 0.8 / len(names), label=who)
+        known = [(at, ratio) for at, ratio in bars if ratio]
+        axes.barh([at for at, _ in known], [ratio for _, ratio in known], 0.8 / len(names), label=who)
     axes.set_yticks([i + 0.4 for i in range(len(shown))], [f"{one.group}: {one.name}" for one in shown], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
