@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,9 @@ def test_the_collector_of_minari_writes_what_is_read(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
     for layout in LAYOUTS:
         needs(layout)
-        episodes = collect(f"cart/{layout}-v0", layout, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # minari asks for an evaluation environment and more
+            episodes = collect(f"cart/{layout}-v0", layout, 3)
         prepare_from(f"minari:cart/{layout}-v0", tmp_path / layout)
         docs = read(tmp_path / layout)
         assert [len(d.segments[1].values) for d in docs] == [len(e) for e in episodes]
