@@ -16,6 +16,8 @@ from weft.kernels.cuda_attention import TILES, _backward, _forward, run
 from weft.kernels.layout import StreamLayout
 from weft.kernels.triton_plan import interval_plan
 
+LONG = ("split pieces", "long")  # a second or more each
+
 
 @pytest.fixture(scope="module")
 def cache(request: pytest.FixtureRequest) -> Path:
@@ -43,7 +45,7 @@ def compare(layout: StreamLayout, heads: tuple[int, int, int], dtype: torch.dtyp
     torch.testing.assert_close(lse, expect.float(), atol=2e-5, rtol=0)  # products of 16-bit numbers are exact in float
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in LAYOUTS])
 def test_every_layout(emulator: Emulator, name: str) -> None:
     compare(LAYOUTS[name]("cpu"), (2, 1, 64), torch.bfloat16)
 
