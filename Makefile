@@ -34,7 +34,7 @@ lint: $(VENV)/test-ready
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy -p weft
 
 # One thread and small sizes by default: `make bench BENCH="--threads 1"` takes the full ones (docs/speed.md).
-SPEED := attention length sliced_loss train_step generate compile_block inference tokenizers stream
+SPEED := attention length sliced_loss train_step generate compile_block inference session tokenizers stream
 BENCH := --quick --threads 1
 RESULTS := runs/bench
 bench: $(VENV)/test-ready
