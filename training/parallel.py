@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,6 +21,20 @@ def cores() -> int:
     """CPU cores that this process may use, at most 8."""
     have = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(8, have or 1))
+
+
+_kept: list[ProcessPoolExecutor] = []
+
+
+@contextmanager
+def kept_workers(processes: int | None = None) -> Iterator[None]:
+    """Calls of `each` in this block share one set of processes, which read their modules once."""
+    with _pool(processes or cores()) as pool:
+        _kept.append(pool)
+        try:
+            yield
+        finally:
+            _kept.remove(pool)
 
 
 def each(
@@ -36,17 +51,22 @@ def each(
     count = min(processes or cores(), len(items))
     if count <= 1:
         return [_told(work(item), done, i + 1, item) for i, item in enumerate(items)]
-    context = multiprocessing.get_context("spawn")  # a forked child of a process with threads may hang
-    with ProcessPoolExecutor(count, context, initializer=_one_thread) as pool:
+    with nullcontext(_kept[-1]) if _kept else _pool(count) as pool:
         futures = {pool.submit(work, item): i for i, item in enumerate(items)}
         try:
             for finished, future in enumerate(as_completed(futures), 1):
                 future.result()
                 done(finished, items[futures[future]])
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
             raise
         return [future.result() for future in futures]
+
+
+def _pool(count: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")  # a forked child of a process with threads may hang
+    return ProcessPoolExecutor(count, context, initializer=_one_thread)
 
 
 def _told(made: Made, done: Callable[[int, Item], None], count: int, item: Item) -> Made:
@@ -61,4 +81,4 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-__all__ = ["cores", "each"]
+__all__ = ["cores", "each", "kept_workers"]

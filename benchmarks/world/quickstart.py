@@ -34,7 +34,7 @@ from weft.training.config import RunConfig
 from weft.training.data.prepare import prepare
 from weft.training.data.shards import ShardDataset
 from weft.training.data.stored import store_source
-from weft.training.parallel import each
+from weft.training.parallel import each, kept_workers
 
 if TYPE_CHECKING:
     from weft.inference.generalist import Generalist
@@ -117,8 +117,13 @@ def quickstart(folder: str | Path, config: Quickstart | None = None, *, progress
     config, root = config or Quickstart(), Path(folder)
     claim(root, config)
     stages = Stages(root, progress or (lambda stage, done, note: None))
-    say = stages.progress
-    world = root / "world"
+    with kept_workers():
+        return run_stages(root, config, stages)
+
+
+def run_stages(root: Path, config: Quickstart, stages: Stages) -> dict[str, Any]:
+    """What is not done yet, in order."""
+    say, world = stages.progress, root / "world"
     stages.run(
         "world",
         lambda: build_world(world, scale=config.scale, seed=config.seed, progress=lambda s, f: say("world", f, s)),

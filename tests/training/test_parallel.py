@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from weft.training.parallel import each
+from weft.training.parallel import each, kept_workers
 
 
 def squared(number: int) -> tuple[int, int]:
@@ -28,6 +28,16 @@ def test_any_number_of_processes_gives_the_same_list() -> None:
 def test_an_error_in_a_part_is_the_callers(processes: int) -> None:
     with pytest.raises(ValueError, match="-1 is negative"):
         each(squared, [1, -1, 2], processes=processes)
+
+
+def test_kept_workers_serve_several_calls() -> None:
+    with kept_workers(2):
+        first, second = (each(squared, [1, 2, 3, 4], processes=2) for _ in range(2))
+        with pytest.raises(ValueError, match="-1 is negative"):
+            each(squared, [-1, -1], processes=2)
+        third = each(squared, [5, 6], processes=2)
+    pids = {pid for made in (first, second, third) for _, pid in made}
+    assert len(pids) <= 2 and [value for value, _ in third] == [25, 36]
 
 
 def test_no_items_is_no_work() -> None:
