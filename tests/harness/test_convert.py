@@ -112,4 +112,4 @@ def test_published_control_tasks_read_the_published_scores(tmp_path: Path) -> No
     tasks = [task for task, _ in find_tasks("published") if task.answer == "control"]
     scores = {task.name: {"random": {"mean": -1.5}, "expert": {"mean": 8.0, "std": 2.0}} for task in tasks}
     (tmp_path / "scores_dict.json").write_text(json.dumps(scores))
-    assert len(tasks) == 4 and all(returns_scale(task, tmp_path) == {"random": -1.5, "expert": 8.0} for task in tasks)
+    assert len(tasks) == 6 and all(returns_scale(task, tmp_path) == {"random": -1.5, "expert": 8.0} for task in tasks)

@@ -119,7 +119,7 @@ def test_the_command_scores_and_compares(folder: Path, data: Path, tmp_path: Pat
         ]
     )
     quoted = json.loads((tmp_path / "quoted.json").read_text())
-    assert len(quoted["models"]) == 2 and quoted["machine"]["cpu"] and quoted["command"].startswith("weft ")
+    assert len(quoted["models"]) == 2 and quoted["machine"]["cpu"] and quoted["command"].startswith("weft")
     assert all(model["tasks"]["write"]["metrics"]["exact_match"]["value"] is not None for model in quoted["models"].values())
     said = capsys.readouterr().out
     found = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("*/results.json"))]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,8 @@ def test_mistakes_are_said_before_the_first_step(data: Path) -> None:
 
     only_text = StreamTokenizer.build([less.tokenizers["text"]])
     with pytest.raises(ValueError, match="source 'mixed' holds action, audio, image, sensor, the tokenizer has text"):
+        Loader([SourceConfig(str(data / "mixed"))], only_text, replace(CONFIG, dropout={}), seed=0)
+    with pytest.raises(ValueError, match="dropout names 'audio'; modalities of the tokenizer are text"):
         Loader([SourceConfig(str(data / "mixed"))], only_text, CONFIG, seed=0)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from weft.benchmarks.harness.stats import Estimate
+from weft.benchmarks.world import report_page
 from weft.benchmarks.world.evaluate import Result, evaluate
 from weft.benchmarks.world.fit import WorldTokens, fit_tokenizers
 from weft.benchmarks.world.report import report, tokens_per_second
@@ -137,7 +138,9 @@ def test_tokens_per_second_weighs_rates_by_their_time(tmp_path: Path) -> None:
 def test_the_page_shows_all_there_is_and_names_no_other_place(quick: tuple[Path, dict[str, Any]]) -> None:
     page = (quick[0] / "report.html").read_text()
     assert not re.search(r"(?:src|href)=[\"']?(?![\"']?(?:data:|#))|url\((?!data:)|<script|@import", page)
-    assert "$" not in re.sub(r"base64,[^\"')]*", "", page), "a placeholder was left"
+    template = Path(report_page.__file__).with_name("report.html").read_text()
+    placeholders = re.findall(r"\$\{?\w+\}?", template)
+    assert placeholders and not any(name in page for name in placeholders)  # a small model may well write a lone $
     for part in ("results", "samples", "missing", "learning", "experts", "time", "again"):
         assert f'<section id="{part}">' in page
     assert "data:audio/wav" in page and "data:image/png" in page and 'class="moment"' in page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,11 @@ def embed(
     model = open_model(checkpoint, device)
     vectors = vectors_of(model, keys, rate_hz, kind)
     if index is not None:
-        store = open_index(model, index, make=True)
-        store.add(keys, vectors)
-        if "://" not in index:
-            store.save(index)
-        print(f"{index}: {len(keys)} added, {len(store)} in it")
+        with open_index(model, index, make=True) as store:
+            store.add(keys, vectors)
+            if "://" not in index:
+                store.save(index)
+            print(f"{index}: {len(keys)} added, {len(store)} in it")
     if out is not None:
         np.save(out, vectors)
         Path(out).with_suffix(".json").write_text(json.dumps(keys, indent=1) + "\n", encoding="utf-8")
@@ -248,15 +249,13 @@ def search(
     keys = media([index]) if Path(index).is_dir() else None
     model = open_model(checkpoint, device)
     known(model, items)
-    if keys is None:
-        store = open_index(model, index)
-    else:
-        store = model.index()
-        store.add(keys, vectors_of(model, keys, rate_hz, kind))
-        if save is not None:
-            store.save(save)
-    for hit in store.search(model.embed([items]), k)[0]:
-        print(f"{hit.score:+.3f}  {hit.key}")
+    with open_index(model, index) if keys is None else nullcontext(model.index()) as store:
+        if keys is not None:
+            store.add(keys, vectors_of(model, keys, rate_hz, kind))
+            if save is not None:
+                store.save(save)
+        for hit in store.search(model.embed([items]), k)[0]:
+            print(f"{hit.score:+.3f}  {hit.key}")
 
 
 def explain(

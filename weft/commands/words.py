@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ def open_model(checkpoint: str, device: str, dtype: str = "auto", quantize: str 
     return load(checkpoint, device=device, dtype=dtype, quantize=quantize, compile=compile)
 
 
-def open_index(model: Any, place: str, make: bool = False) -> Any:
-    """A search index in a file, or on a server as postgresql://user@host/database#name."""
+@contextmanager
+def open_index(model: Any, place: str, make: bool = False) -> Iterator[Any]:
+    """A search index in a file, or on a server as postgresql://user@host/database#name; a server's connection is given back."""
     if place.startswith(("postgresql://", "postgres://")):
         url, _, name = place.partition("#")
         if not name:
             raise UsageError(f"{place} names no index; write its name behind #, for example {place}#photos")
-        return model.server_index(url, name, make=make)
-    return model.index() if make and not Path(place).exists() else model.load_index(place)
+        with model.server_index(url, name, make=make) as index:
+            yield index
+        return
+    yield model.index() if make and not Path(place).exists() else model.load_index(place)
 
 
 def known(model: Any, items: Sequence[Any]) -> Sequence[Any]:
