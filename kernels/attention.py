@@ -29,6 +29,7 @@ BACKENDS = {
     "xformers": "weft.kernels.xformers_backend",
     "triton": "weft.kernels.triton_attention",
     "cuda": "weft.kernels.cuda_attention",
+    "hopper": "weft.kernels.hopper_attention",
     "sdpa": "weft.kernels.sdpa",
     "reference": "weft.kernels.reference",
 }

@@ -23,6 +23,7 @@ OLDEST_TORCH = "0x020b000000000000"  # 2.11: the stable ABI that the object asks
 OPERATORS = (
     "qk_norm_rope", "qk_norm_rope_backward", "norm_rope_store", "decode_step", "decode_advance",
     "attention_forward", "attention_share", "attention_query_grad", "attention_key_grad",
+    "attention_hopper",
 )  # fmt: skip
 
 
