@@ -32,6 +32,10 @@ WARMUPS = 3
 INPUTS = ("ids", "modality", "channel", "position")
 
 
+MOST_VERSIONS = 64
+"""Of the step that are compiled: torch stops at 8, and a server meets more numbers of documents than that."""
+
+
 class CompiledModel:
     """A `Transformer` whose single-token steps are compiled. Everything else is the model's own."""
 
@@ -122,7 +126,8 @@ class CompiledModel:
             end = min(-(-(seen + 1) // ROUND) * ROUND, lanes.slots[kind])
             inputs[f"{kind}_at"].clamp_(max=end - 1)  # idle lanes write to the last slot of what is read
             data[kind] = lanes.data[kind][..., :end, :]
-        return self._step(**inputs, **data)
+        with torch._dynamo.config.patch(recompile_limit=MOST_VERSIONS):
+            return self._step(**inputs, **data)
 
     def _replayed(self, lanes: Lanes, inputs: dict[str, Tensor]) -> Tensor:
         """One recorded graph per buffer: inputs are copied to fixed places, the result is read from one. Not run yet."""
