@@ -143,7 +143,7 @@ def fastest(makers: Mapping[str, Callable[[], Callable[[], float]]]) -> tuple[st
             begin = time.perf_counter()
             step()
             seconds = time.perf_counter() - begin
-        except (RuntimeError, ValueError, NotImplementedError):
+        except (RuntimeError, ValueError, NotImplementedError):  # transformers refuses some of them on some machines
             continue
         if best is None or seconds < best[0]:
             best = (seconds, name, step)
