@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from weft.kernels.fused import swiglu
 from weft.kernels.grouped import grouped_matmul
 from weft.kernels.moe import CHOICE, Combine, Dispatch, moe_ffn, sort_by_expert
-from weft.model.router import Gate, Routing, route
+from weft.model.router import SMALLEST, Gate, Routing, route
 from weft.model.rows import block_rows, by_rows, stable_sigmoid
 
 FEW = 64
@@ -104,7 +104,7 @@ class MoE(nn.Module):
         """Weights [tokens S 1], None where all are one, and experts [tokens S], as `route` gives them."""
         if self.bias.numel() == 1:
             return None, torch.zeros((tokens, 1), dtype=torch.int64, device=x.device)
-        score = stable_sigmoid(self.gate(x))[:tokens]
+        score = stable_sigmoid(self.gate(x))[:tokens].clamp(min=SMALLEST)
         expert = torch.topk(score + self.bias, self.experts_per_token, dim=-1, sorted=False).indices
         if self.experts_per_token == 1:
             return None, expert

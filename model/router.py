@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BIAS_STEP = 1e-3
+SMALLEST = 1e-20
+"""Least score: the sigmoid of a logit below -104 is zero in float32, and the weights of such a token would be 0 / 0."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RouterStats:
 
 def route(logits: Tensor, bias: Tensor, experts_per_token: int) -> Routing:
     """Top-S by score + bias; weights are the chosen scores without the bias, divided by their sum."""
-    score = torch.sigmoid(logits)
+    score = torch.sigmoid(logits).clamp(min=SMALLEST)
     if bias.numel() == 1:
         return Routing(score / score, torch.zeros_like(score, dtype=torch.int64), logits)
     expert = torch.topk(score.detach() + bias, experts_per_token, dim=-1, sorted=False).indices

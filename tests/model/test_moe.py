@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from weft.kernels.elementwise import swiglu
 from weft.model.moe import MoE
-from weft.model.router import RouterMeter, shift_bias
+from weft.model.router import RouterMeter, route, shift_bias
 
 
 def build(experts: int, chosen: int) -> MoE:
@@ -87,6 +87,15 @@ def test_weights_of_a_token_sum_to_one_and_ignore_the_bias() -> None:
     torch.testing.assert_close(routing.weight.sum(1), torch.ones(17))
     scores = torch.sigmoid(routing.logits).gather(1, routing.expert)
     torch.testing.assert_close(routing.weight, scores / scores.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("experts", "chosen"), [(1, 1), (4, 1), (4, 2)])
+def test_scores_that_underflow_leave_finite_weights_and_gradients(experts: int, chosen: int) -> None:
+    logits = torch.full((3, experts), -200.0, requires_grad=True)
+    routing = route(logits, torch.zeros(experts), chosen)
+    torch.testing.assert_close(routing.weight, torch.full((3, chosen), 1 / chosen))
+    routing.weight.square().sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
 
 
 def test_bias_steps_even_out_the_load() -> None:
