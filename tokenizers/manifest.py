@@ -66,7 +66,7 @@ def read_manifest(path: str | Path, allow_outside: bool = False) -> Iterator[Doc
     """The documents of a file: one JSON object, a list of them, or one object per line (.jsonl)."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} cannot be read as a manifest ({error}); give a JSON file in UTF-8") from error
     for line, value in _objects(path, text):
@@ -78,7 +78,7 @@ def read_manifest(path: str | Path, allow_outside: bool = False) -> Iterator[Doc
 
 def _objects(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold U+2028, which splitlines() cuts at
             if line.strip():
                 yield f" line {number}", _json(path, line, number)
         return

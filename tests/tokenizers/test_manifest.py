@@ -45,6 +45,14 @@ FULL = {
 }
 
 
+def test_a_line_ends_only_where_json_lets_it(tmp_path: Path) -> None:
+    texts = ["one\u2028two", "three\u0085four\u2029", "five\tsix"]
+    lines = [json.dumps({"segments": [{"text": text}]}, ensure_ascii=False) for text in texts]
+    for mark, end in (("", "\n"), ("\ufeff", "\r\n")):  # as editors on Windows save it
+        (tmp_path / "m.jsonl").write_bytes((mark + end.join(lines) + end).encode())
+        assert [doc.segments[0].text for doc in read_manifest(tmp_path / "m.jsonl")] == texts
+
+
 def test_a_full_manifest_is_read(folder: Path) -> None:
     doc = load_document(FULL, folder)
     assert (doc.id, doc.source, doc.pair, doc.metadata) == ("d1", "lab", "p", {"weather": "dry", "split": "train"})
