@@ -42,8 +42,10 @@ def audio_bytes(fmt: str, samples: np.ndarray | None = None, rate_hz: int = 8000
     return out.getvalue()
 
 
-def video_bytes(frames: int = 7, height: int = 32, width: int = 48, times_ms: list[int] | None = None) -> bytes:
-    """An MP4 at 10 frames per second, or with the given frame times."""
+def video_bytes(
+    frames: int = 7, height: int = 32, width: int = 48, times_ms: list[int] | None = None, turn: float = 0.0
+) -> bytes:
+    """An MP4 at 10 frames per second, or with the given frame times; `turn`: degrees counterclockwise that a player adds."""
     from fractions import Fraction
 
     import av
@@ -52,6 +54,8 @@ def video_bytes(frames: int = 7, height: int = 32, width: int = 48, times_ms: li
     with av.open(out, mode="w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if turn:
+            stream.set_display_rotation(turn)
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(height, width, 3, seed=i), format="rgb24")

@@ -192,7 +192,8 @@ def test_any_rate_keeps_pitch_length_and_loudness(rate_hz: float) -> None:
 
 def test_integer_and_float_samples_agree() -> None:
     sound = samples.tone()[:, 0]
-    for array in ((sound * 32767).astype(np.int16), (sound * 127 + 128).astype(np.uint8), torch.from_numpy(sound)):
+    unsigned = ((sound * 127 + 128).astype(np.uint8), (sound * 32767 + 32768).astype(np.uint16))
+    for array in ((sound * 32767).astype(np.int16), *unsigned, torch.from_numpy(sound)):
         assert np.abs(load_audio(array, 8000, 8000) - sound).max() < 0.02
 
 
@@ -250,7 +251,7 @@ def test_variable_frame_times_come_from_the_file() -> None:
 
 @pytest.mark.skipif(not has_torchcodec(), reason="needs torchcodec and a system FFmpeg (pip install 'weft[video]')")
 def test_both_decoders_give_the_same_frames_and_times() -> None:
-    data = samples.video_bytes(4, times_ms=[0, 40, 200, 1000])
+    data = samples.video_bytes(4, times_ms=[0, 40, 200, 1000], turn=90)
     one, two = (list(decode(data, Limits(), "video", decoder)) for decoder in ("pyav", "torchcodec"))
     assert [t for t, _ in one] == [t for t, _ in two]
     assert all(np.allclose(a, b, atol=2 / 255) for (_, a), (_, b) in zip(one, two))
@@ -260,6 +261,13 @@ def test_frames_of_a_file_look_like_what_was_written() -> None:
     frames, _ = load_video(samples.video_bytes(3))
     for i, frame in enumerate(frames):
         assert np.abs(frame - samples.picture(32, 48, 3, seed=i) / 255).mean() < 0.06
+
+
+@pytest.mark.parametrize("turn", [90, 180, -90])
+def test_frames_of_a_turned_camera_are_upright(turn: int) -> None:
+    frames, _ = load_video(samples.video_bytes(2, turn=turn))
+    for i, frame in enumerate(frames):
+        assert np.abs(frame - np.rot90(samples.picture(32, 48, 3, seed=i), turn // 90) / 255).mean() < 0.06
 
 
 def test_a_frame_rate_cap_drops_frames_and_a_side_cap_shrinks_them() -> None:

@@ -1,6 +1,7 @@
 """Audio sources -> mono float32 samples at one rate.
 
-In: path or bytes (WAV, FLAC, OGG), or array [N] or [N channels] with `rate_hz`; ints over their range, floats in [-1, 1].
+In: path or bytes (WAV, FLAC, OGG), or array [N] or [N channels] with `rate_hz`; ints over their range (unsigned ones about
+its middle), floats in [-1, 1].
 Files are read in blocks against a budget of decoded samples. Channels are averaged, and the rate is converted with
 torchaudio's windowed sinc, or with scipy's polyphase filter where the two rates share no useful divisor.
 """
@@ -83,11 +84,9 @@ def _from_array(source: Any, rate_hz: float | None, limits: Limits, name: str) -
         raise MediaError(f"{name} has {array.shape[1]} channels in [N channels], 1 to {limits.audio_channels} are allowed")
     if len(array) > limits.audio_seconds * rate_hz:
         raise MediaError(f"{name} lasts {len(array) / rate_hz:.0f} s, at most {limits.audio_seconds:g} s are allowed; cut it")
-    if array.dtype == np.uint8:
-        array = (array.astype(np.float32) - 128) / 128
-    elif array.dtype.kind in "ui":
-        info = np.iinfo(array.dtype)
-        array = array.astype(np.float32) / max(-float(info.min), float(info.max))
+    if array.dtype.kind in "ui":
+        half = 2.0 ** (8 * array.dtype.itemsize - 1)
+        array = (array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)) / half
     return _mono(array[:, None] if array.ndim == 1 else array, name), float(rate_hz)
 
 

@@ -1,8 +1,9 @@
 """Video sources -> float32 frames [N H W C] in [0, 1] and the time of each.
 
 In: path or bytes (MP4), a folder of frames (PNG, JPEG, WebP in the order of their names), an array [N H W C] or [N H W]
-(torch too), or a list of images. A file brings its own frame times, whatever their spacing; folders, arrays and lists
-take theirs from the segment. Decoder: torchcodec where it and a system FFmpeg are usable, else PyAV, which brings FFmpeg.
+(torch too), or a list of images. A file brings its own frame times, whatever their spacing, and is turned upright by its
+display matrix; folders, arrays and lists take their times from the segment. Decoder: torchcodec where it and a system FFmpeg
+are usable, else PyAV, which brings FFmpeg.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _pyav(data: bytes, limits: Limits, name: str) -> Iterator[Frame]:
                 raise MediaError(f"{name} frame {i} has no time; {REPAIR}")
             at = int(frame.pts * frame.time_base * 1_000_000_000)
             first = at if first is None else first
-            yield at - first, frame.to_ndarray(format="rgb24").astype(np.float32) / 255
+            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # a phone held upright
+            yield at - first, np.ascontiguousarray(upright, np.float32) / 255
 
 
 def _torchcodec(data: bytes, limits: Limits, name: str) -> Iterator[Frame]:
