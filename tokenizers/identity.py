@@ -15,6 +15,8 @@ import numpy as np
 
 from weft.tokenizers.segment import Segment
 
+ORIENTATION = 0x0112  # EXIF tag
+
 
 def media_key(segment: Segment) -> str:
     """Hex digest of a segment's content and of every field that changes its tokens."""
@@ -43,7 +45,8 @@ def _parts(value: Any, media: bool) -> Iterable[bytes]:
     elif hasattr(value, "detach") and hasattr(value, "numpy"):
         yield from _parts(value.detach().cpu().numpy(), media)
     elif hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):
-        yield f"{value.mode}{value.size}".encode()
+        told = (value.mode, value.size, value.getpalette(), value.info.get("transparency"), value.getexif().get(ORIENTATION))
+        yield repr(told).encode()
         yield value.tobytes()
     elif isinstance(value, (list, tuple)):
         yield f"[{len(value)}".encode()

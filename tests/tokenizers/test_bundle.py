@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from weft.tokenizers.action import ActionConfig, ActionTokenizer
@@ -149,3 +150,16 @@ def test_media_keys_tell_content_apart_and_ignore_time_role_and_name(tmp_path: P
     path.write_bytes(b"three")
     assert media_key(Image(pixels=path)) != first
     assert media_key(Text(text=str(path))) != media_key(Image(pixels=str(path)))
+
+
+def test_media_keys_tell_pictures_apart_that_differ_in_palette_or_orientation_only() -> None:
+    shades = PIL.Image.frombytes("P", (2, 1), bytes([0, 1]))
+    keys = set()
+    for colours in ([0, 0, 0, 9, 9, 9], [255, 0, 0, 9, 9, 9]):
+        shades.putpalette(colours)
+        keys.add(media_key(Image(pixels=shades.copy())))
+    turned = PIL.Image.new("L", (2, 2))
+    keys.add(media_key(Image(pixels=turned.copy())))
+    turned.getexif()[0x0112] = 6
+    keys.add(media_key(Image(pixels=turned)))
+    assert len(keys) == 4
