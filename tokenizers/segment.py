@@ -9,6 +9,7 @@ seconds and a `datetime` must carry a time zone. Pixels are in [0, 1], audio sam
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -90,13 +91,18 @@ class ActionSpace:
     high: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(float(value) for value in given))
         bounds = None if self.low is None or self.high is None else (self.low, self.high)
         if (self.n is None) == (bounds is None):
             raise ValueError("ActionSpace needs either n (discrete) or both low and high (continuous)")
         if bounds and (len(bounds[0]) != len(bounds[1]) or any(not a < b for a, b in zip(*bounds))):
             raise ValueError(f"ActionSpace needs low < high in every dimension, got low={self.low} high={self.high}")
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"ActionSpace needs n >= 1, got {self.n}")
+        if self.n is not None:
+            if isinstance(self.n, bool) or not hasattr(self.n, "__index__") or operator.index(self.n) < 1:
+                raise ValueError(f"ActionSpace needs an integer n >= 1, got {self.n!r}")
+            object.__setattr__(self, "n", operator.index(self.n))
 
     @property
     def dims(self) -> int:

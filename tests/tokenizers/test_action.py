@@ -205,3 +205,13 @@ def test_bad_configs_and_files_are_refused(tmp_path: Path) -> None:
         ActionTokenizer().encode(Text("x"))
     with pytest.raises(TokenizerError, match="has no bins"):
         ActionTokenizer(ActionConfig(bins=0)).encode(trajectories(1)[0])
+
+
+def test_a_space_takes_an_environments_numbers_and_holds_plain_ones() -> None:
+    box = ActionSpace(low=np.array([-2, 0], np.float32), high=[2.0, 1])  # type: ignore[arg-type]
+    plain = ActionSpace(low=(-2.0, 0.0), high=(2.0, 1.0))
+    assert box == plain and hash(box) == hash(plain)
+    assert type(ActionSpace(n=np.int64(3)).n) is int  # type: ignore[arg-type]
+    for wrong in (4.5, True, "4", 0):
+        with pytest.raises(ValueError, match="integer n >= 1"):
+            ActionSpace(n=wrong)  # type: ignore[arg-type]
