@@ -162,16 +162,10 @@ def _draw(m: Material, split: str, count: int, draw: np.random.Generator) -> Ite
 
 
 def _half(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
+    """The digit's name before the rest of it, as a sum names its numbers first: what has to be known before it can be drawn."""
     for i in range(count):
         top, bottom, digit = m.halves[split][i % len(m.halves[split])]
-        yield [image(top), image(bottom, "target")], {"label": digit}
-
-
-def _half_digit(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
-    """Which digit an upper half belongs to: what has to be known before the rest can be drawn."""
-    for i in range(count):
-        top, _, digit = m.halves[split][i % len(m.halves[split])]
-        yield [image(top), ask("digit", split, draw), answer(WORDS[digit])], {"label": digit}
+        yield [image(top), answer(WORDS[digit]), image(bottom, "target")], {"label": digit}
 
 
 def _say(m: Material, split: str, count: int, draw: np.random.Generator) -> Iterator[Made]:
@@ -304,8 +298,7 @@ RECIPES: dict[str, Recipe] = {
     "sum": Recipe(_sum, 3000, 50, 200, 9, 49),
     "arithmetic": Recipe(_arithmetic, 400, 0, 0, 1, 22),
     "draw": Recipe(_draw, 2600, 50, 200, 3, 28),
-    "half": Recipe(_half, 12000, 50, 400, 12, 26),
-    "half_digit": Recipe(_half_digit, 4000, 50, 0, 4, 21),
+    "half": Recipe(_half, 12000, 50, 400, 14, 30),
     "say": Recipe(_say, 640, 0, 100, 2, 19),
     "pairs": Recipe(_pairs, 3900, 0, 0, 6, 28),
     "pair_image": Recipe(_alone("image"), 0, 50, 200, 0, 22),

@@ -22,6 +22,7 @@ from weft.benchmarks.world.hmm import edits
 from weft.benchmarks.world.material import label, lines
 from weft.benchmarks.world.specialists import Judges, judges
 from weft.benchmarks.world.tasks import TASKS, TEST_SEED, Task, grade, prompt, recall_directions, reference, understand
+from weft.inference.request import Produce
 from weft.inference.rollout import EpisodeSpec
 from weft.tokenizers.manifest import load_document
 from weft.tokenizers.segment import Document, Image, Segment, Sensor
@@ -30,6 +31,8 @@ BATCH = 64
 FORECAST_SAMPLES = 16
 SPEECH_TEMPERATURE = 0.5
 IMAGE_TEMPERATURE = 0.5
+REST = (Produce("text", max_tokens=24), Produce("image", grid=(2, 4)))
+"""What follows an upper half: its name, then the lower half."""
 SHOWN = 12
 """Samples kept per task for the report."""
 
@@ -69,8 +72,8 @@ class Exam:
         return [self.document(prompt(row, drop)).segments for row in rows]
 
     def answers(self, rows: Sequence[dict[str, Any]]) -> list[Segment]:
-        """The first target segment of every line, as given."""
-        return [self.document({**row, "segments": reference(row)}).segments[0] for row in rows]
+        """The last target segment of every line, as given."""
+        return [self.document({**row, "segments": reference(row)}).segments[-1] for row in rows]
 
 
 def chunks(items: Sequence[Any], size: int = BATCH) -> Iterable[Sequence[Any]]:
@@ -131,18 +134,17 @@ def judged(exam: Exam, task: Task, rows: list[dict[str, Any]], made: list[Any], 
 
 
 def rests(exam: Exam, task: Task) -> Result:
-    """The lower half of a scan from its upper half; also the mean absolute error of its pixels."""
+    """The lower half of a scan from its upper half, after its name; also the mean absolute error of its pixels."""
     rows = exam.questions(task.sources[0])
     tops = [np.asarray(exam.model.tokenizer.tokenizers["image"].pixels(p[0])) for p in exam.prompts(rows)]
     truth = [np.asarray(exam.model.tokenizer.tokenizers["image"].pixels(a)) for a in exam.answers(rows)]
-    made = []
-    for part in chunks(exam.prompts(rows)):
-        replies = exam.model.generate(list(part), "image", grid=(2, 4), temperature=IMAGE_TEMPERATURE, seed=0)
-        made += [np.asarray(reply.image.pixels) for reply in replies]
+    replies = [r for part in chunks(exam.prompts(rows)) for r in exam.model.generate(list(part), REST, temperature=0)]
+    made = [np.asarray(reply.image.pixels) for reply in replies]
     whole = [np.concatenate([top, bottom]) for top, bottom in zip(tops, made)]
     result = judged(exam, task, rows, whole, [exam.judges.judge_digit(picture) for picture in whole])
     error = bootstrap([float(np.abs(m - t).mean()) for m, t in zip(made, truth)])
-    result.parts["mean absolute pixel error"] = error.value
+    named = [grade(task, row, reply.text) for row, reply in zip(rows, replies)]
+    result.parts |= {"mean absolute pixel error": error.value, "named right": float(np.mean(named))}
     for sample, (top, bottom) in zip(result.samples, spread(list(zip(tops, truth)))):
         sample["truth"] = np.concatenate([top, bottom])
     return result
