@@ -37,12 +37,17 @@ class RouterStats:
 
 
 def route(logits: Tensor, bias: Tensor, experts_per_token: int) -> Routing:
-    """Top-S by score + bias; weights are the chosen scores without the bias, divided by their sum."""
+    """Top-S by score + bias; weights are the chosen scores without the bias, divided by their sum.
+
+    With S = 1 that quotient is 1 whatever the router says, and nothing would teach it: the weight stays 1 and its gradient goes
+    to the score (a straight-through estimator, arXiv 1308.3432)."""
     score = torch.sigmoid(logits).clamp(min=SMALLEST)
     if bias.numel() == 1:
         return Routing(score / score, torch.zeros_like(score, dtype=torch.int64), logits)
     expert = torch.topk(score.detach() + bias, experts_per_token, dim=-1, sorted=False).indices
     chosen = score.gather(-1, expert)
+    if experts_per_token == 1:
+        return Routing(1 + (chosen - chosen.detach()), expert, logits)
     return Routing(chosen / chosen.sum(-1, keepdim=True), expert, logits)
 
 

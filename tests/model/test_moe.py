@@ -98,6 +98,13 @@ def test_scores_that_underflow_leave_finite_weights_and_gradients(experts: int, 
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_the_loss_teaches_the_router(chosen: int) -> None:
+    moe = build(4, chosen)
+    moe(torch.randn(16, 11))[0].square().sum().backward()
+    assert moe.gate.weight.grad is not None and (moe.gate.weight.grad.norm(dim=1) > 0).all()
+
+
 def test_bias_steps_even_out_the_load() -> None:
     moe = build(4, 1)
     x = torch.randn(512, 11)
