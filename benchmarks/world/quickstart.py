@@ -53,7 +53,7 @@ class Quickstart:
 
     scale: float = 1.0
     """Share of the sample world's documents."""
-    minutes: float = 11.0
+    minutes: float = 10.5
     """Time for training."""
     seed: int = 0
     max_steps: int | None = None

@@ -62,7 +62,7 @@ def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: 
     return RunConfig(
         folder=root / "run",
         seed=seed,
-        max_seconds=660,
+        max_seconds=630,
         model=ModelSection(preset="tiny", sizes={**SIZES, **(sizes or {})}),
         data=DataSection(
             sources=data,

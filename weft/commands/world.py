@@ -47,7 +47,7 @@ def _print_world(root: Path) -> None:
 
 def quickstart(
     out: str = "runs/quickstart",
-    minutes: float = 11.0,
+    minutes: float = 10.5,
     scale: float = 1.0,
     seed: int = 0,
     steps: int | None = None,
