@@ -19,7 +19,10 @@ import torch
 from weft.inference.compiled import CompiledModel
 from weft.inference.errors import CheckpointError
 from weft.inference.feed import extend, part_of
+from weft.inference.paged import CHOICE, PagedModel
 from weft.inference.quantize import KINDS, quantize_weights
+from weft.kernels.choice import ChoiceError
+from weft.model.cache import CacheError
 from weft.model.config import ConfigError, ModelConfig
 from weft.model.hub import HubError, fetch, is_hub_id
 from weft.model.save import SaveError, from_pretrained, save_pretrained
@@ -41,12 +44,14 @@ def load(
     quantize: str | None = None,
     verify: bool = True,
     compile: bool = False,
+    cache: str | None = None,
 ) -> Generalist:
     """A model with its tokenizers, ready to use.
 
     `path`: a checkpoint folder, a run folder, or a hub id `owner/name` (extra `hub`). `device` "auto" takes a GPU if there is
     one. `dtype` "auto" keeps the stored type. `quantize` "int8" or "int4" stores matrices in 8 or 4 bits, `compile` makes one
     compiled function of a decoding step (a CUDA graph on a GPU); docs/inference.md has what they save and cost.
+    `cache` "paged" keeps documents' keys in pages while they are decoded (`paged.py`); None asks WEFT_CACHE, then "document".
     `verify` compares every file with the manifest. Raises `CheckpointError` saying which part is wrong and what to do.
     """
     from weft.inference.generalist import Generalist
@@ -68,9 +73,18 @@ def load(
     if quantize:
         quantize_weights(model, quantize)
     _probe(model, tokenizer)
-    return Generalist(
-        CompiledModel(model) if compile else model, tokenizer, digest=_digest(folder / "model.safetensors", quantize)
-    )
+    return Generalist(_decoding(model, compile, cache), tokenizer, digest=_digest(folder / "model.safetensors", quantize))
+
+
+def _decoding(model: Transformer, compile: bool, cache: str | None) -> Any:
+    """The model as it decodes."""
+    try:
+        is_paged = CHOICE.pick(cache) == "paged"
+        if is_paged and compile:
+            raise CheckpointError("compile=True and a paged cache are two ways to decode; choose one of them")
+        return PagedModel(model) if is_paged else CompiledModel(model) if compile else model
+    except (ChoiceError, CacheError) as error:
+        raise CheckpointError(f"the model cannot be decoded this way ({error}); load it with cache='document'") from error
 
 
 def save(model: Transformer, tokenizer: StreamTokenizer, folder: str | Path) -> Path:
