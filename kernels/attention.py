@@ -4,6 +4,7 @@ In: q [T H K], k and v [T G K] of packed tokens, a `StreamLayout`. Out: [T H K],
 A backend is a module with two functions, imported when it is first asked:
     supports(q, k, v, layout, return_lse) -> None, or the reason why not
     run(q, k, v, layout, scale, return_lse) -> (out, lse or None)
+and, if it can be a torch operator, a third one (`attention_operator.py`).
 To add one, name its module in `BACKENDS` and its place in `ORDER`. The choice: the argument, else `use_backend(...)`, else the
 environment variable WEFT_ATTENTION, else the first in `ORDER` that supports the call. A backend that was asked for by name and
 cannot run is an error, never replaced in silence.
@@ -22,6 +23,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from weft.kernels import attention_operator
+from weft.kernels.attention_operator import AttentionError
 from weft.kernels.layout import StreamLayout
 
 BACKENDS = {
@@ -39,10 +42,6 @@ VARIABLE = "WEFT_ATTENTION"
 _log = logging.getLogger(__name__)
 _chosen: ContextVar[str | None] = ContextVar("attention backend", default=None)
 _said: set[tuple[str, str, torch.dtype]] = set()
-
-
-class AttentionError(ValueError):
-    """The call cannot be run: shapes that do not fit, or a backend that refuses it."""
 
 
 @contextlib.contextmanager
@@ -73,7 +72,6 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, *, scale: float | None = None, backend: str | None = None,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
-@torch.compiler.disable
 def attention(
     q: Tensor,
     k: Tensor,
@@ -88,8 +86,9 @@ def attention(
 
     q [T H K]; k, v [T G K] with H a multiple of G. scale: factor of the scores, 1 / sqrt(K) by default.
     backend: a name of `BACKENDS` or "auto". return_lse: also the natural log-sum-exp of the scores [T H], without gradient.
-    Under autocast float32 inputs are computed in the autocast dtype, as torch's own attention does. A torch.compile'd caller
-    breaks its graph here: the plan depends on the layout's values.
+    Under autocast float32 inputs are computed in the autocast dtype, as torch's own attention does.
+    A torch.compile'd caller keeps one graph where a backend that is a torch operator was named, and on a CPU; flex, xformers,
+    the reference and the choice among backends on a GPU break it here.
 
     Raises AttentionError for shapes that do not fit and for a named backend that does not support the call.
     """
@@ -98,18 +97,31 @@ def attention(
     if torch.is_autocast_enabled(kind):
         lower = torch.get_autocast_dtype(kind)
         q, k, v = (x.to(lower) if x.dtype == torch.float32 else x for x in (q, k, v))
-    name, module = _select(q, k, v, layout, backend, return_lse)
-    with torch.autocast(kind, enabled=False):
-        out, lse = module.run(q, k, v, layout, q.shape[-1] ** -0.5 if scale is None else scale, return_lse)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    wanted = backend or _chosen.get() or os.environ.get(VARIABLE) or "auto"
+    _known(wanted)
+    if torch.compiler.is_compiling():
+        name = ORDER["cpu"][0] if wanted == "auto" and kind == "cpu" else wanted
+        if attention_operator.has_operator(name, kind):
+            out, lse = attention_operator.run(q, k, v, layout, scale, name)
+            return (out, lse) if return_lse else out
+    return _eager(q, k, v, layout, scale, wanted, return_lse)
+
+
+@torch.compiler.disable
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, scale: float, wanted: str, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    name, module = _select(q, k, v, layout, wanted, return_lse)
+    with torch.autocast(q.device.type, enabled=False):
+        out, lse = module.run(q, k, v, layout, scale, return_lse)
     if not return_lse:
         return out
     assert lse is not None, f"backend {name} gave no log-sum-exp"
     return out, lse
 
 
-def _select(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, backend: str | None, return_lse: bool) -> tuple[str, Any]:
-    wanted = backend or _chosen.get() or os.environ.get(VARIABLE) or "auto"
-    _known(wanted)
+def _select(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, wanted: str, return_lse: bool) -> tuple[str, Any]:
     kind = q.device.type
     if wanted != "auto":
         module = _module(wanted)

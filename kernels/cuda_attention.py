@@ -50,6 +50,14 @@ def run(
     return out, lse.T
 
 
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: StreamLayout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, from what `run` gave for a positive scale."""
+    plan, rows = interval_plan(layout, TILES[q.shape[-1]]), [_rows(x) for x in (q, k, v)]
+    return _backward(grad, *rows, out, lse.T.contiguous(), plan.spans, plan.tables, scale)
+
+
 def _rows(x: Tensor) -> Tensor:
     """With channels side by side and rows on multiples of 16 bytes."""
     fits = x.stride(2) == 1 and not any(n % 8 for n in (*x.stride()[:2], x.storage_offset()))

@@ -41,6 +41,9 @@ def run(
     return out, lse.T
 
 
+backward = cuda_attention.backward
+
+
 def _plan(layout: StreamLayout, width: int) -> tuple[list[Tensor], list[Tensor]]:
     """The spans and tables of `interval_plan`; one more span: `_lives`."""
     plan = interval_plan(layout, TILES[width])

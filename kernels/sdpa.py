@@ -40,6 +40,13 @@ def run(
     return _by_autograd(q, k, v, plan, scale), None
 
 
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: StreamLayout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v on a CPU, from what `run` gave."""
+    return _gradients(grad, q, k, v, out, lse, chunk_plan(layout, q.shape[1], k.shape[1], q.shape[2]), scale)
+
+
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: ChunkPlan, scale: float) -> tuple[Tensor, Tensor]:
@@ -57,20 +64,25 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad_q = _empty(q, q.shape[2], q.dtype)
-        grad_k, grad_v = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k, v))  # sums over chunks
-        for piece in ctx.plan.pieces:
-            part_grad, part_out = (_heads(piece, x, k.shape[1]) for x in (grad, out))
-            part_lse = _heads(piece, lse[..., None], k.shape[1])[..., 0].contiguous()
-            if isinstance(piece, Batched) and piece.padded is not None:
-                part_lse.masked_fill_(piece.padded, float("inf"))  # weights exp(score - inf) = 0: no gradient
-            operands = (part_grad, *_operands(piece, q, k, v), part_out, part_lse)
-            part_q, part_k, part_v = _backward(*operands, 0.0, False, attn_mask=piece.bias(q.dtype), scale=ctx.scale)
-            _put(grad_q, piece, part_q)
-            _add(grad_k, piece, part_k)
-            _add(grad_v, piece, part_v)
-        return grad_q[:-1].view(q.shape), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+        return *_gradients(grad, *ctx.saved_tensors, ctx.plan, ctx.scale), None, None
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: ChunkPlan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q = _empty(q, q.shape[2], q.dtype)
+    grad_k, grad_v = (x.new_zeros(x.shape, dtype=_wide(x)) for x in (k, v))  # sums over chunks
+    for piece in plan.pieces:
+        part_grad, part_out = (_heads(piece, x, k.shape[1]) for x in (grad, out))
+        part_lse = _heads(piece, lse[..., None], k.shape[1])[..., 0].contiguous()
+        if isinstance(piece, Batched) and piece.padded is not None:
+            part_lse.masked_fill_(piece.padded, float("inf"))  # weights exp(score - inf) = 0: no gradient
+        operands = (part_grad, *_operands(piece, q, k, v), part_out, part_lse)
+        part_q, part_k, part_v = _backward(*operands, 0.0, False, attn_mask=piece.bias(q.dtype), scale=scale)
+        _put(grad_q, piece, part_q)
+        _add(grad_k, piece, part_k)
+        _add(grad_v, piece, part_v)
+    return grad_q[:-1].view(q.shape), grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
 def _by_autograd(q: Tensor, k: Tensor, v: Tensor, plan: ChunkPlan, scale: float) -> Tensor:

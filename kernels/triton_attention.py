@@ -19,7 +19,6 @@ from weft.kernels.layout import StreamLayout
 from weft.kernels.triton_plan import TileSize, TileSizes, interval_plan
 
 WIDTHS = (16, 32, 64, 128)
-WIDEST_FLOAT32 = 64  # full-precision products without tensor cores: wider ones take minutes to compile
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -31,8 +30,6 @@ def supports(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, return_lse: 
         return f"does not compute in {q.dtype}"
     if q.shape[-1] not in WIDTHS:
         return f"needs a head width of {', '.join(map(str, WIDTHS))}, found {q.shape[-1]}"
-    if q.dtype == torch.float32 and q.shape[-1] > WIDEST_FLOAT32:
-        return f"computes float32 up to a head width of {WIDEST_FLOAT32}, found {q.shape[-1]}"
     if interpreted():
         return None
     if q.device.type != "cuda" or torch.version.cuda is None:
@@ -48,6 +45,15 @@ def run(
     return attend(q, k, v, layout, scale, tile_sizes(q.shape[-1], q.dtype, major(q)))
 
 
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: StreamLayout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, from what `run` gave for a positive scale."""
+    sizes = tile_sizes(q.shape[-1], q.dtype, major(q))
+    plan, rows = interval_plan(layout, sizes), [_rows(x) for x in (q, k, v)]
+    return _backward(grad, *rows, out, lse.T.contiguous(), plan.spans, plan.tables, scale, _numbers(sizes))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, scale: float, sizes: TileSizes) -> tuple[Tensor, Tensor]:
     """`run` with tile sizes of the caller's choice."""
     if scale <= 0:  # the kernels take the largest score before they scale it
@@ -59,9 +65,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, scale: float, 
 
 def tile_sizes(width: int, dtype: torch.dtype, capability: int) -> TileSizes:
     """Tiles that fit registers and shared memory without spilling (a test reads the machine code). Not tuned on a GPU."""
-    if dtype == torch.float32:
-        wide = TileSize(32, 32, 4, 1)
-        return TileSizes(TileSize(64, 32, 4, 1), wide, wide)
+    if dtype == torch.float32:  # products without tensor cores: larger ones take minutes to compile
+        small = TileSize(32, 32, 4, 1)
+        if width <= 64:
+            return TileSizes(TileSize(64, 32, 4, 1), small, small)
+        return TileSizes(small, TileSize(16, 32, 4, 1), TileSize(32, 16, 4, 1))
     hopper = capability >= 9
     if width <= 64:
         forward = TileSize(128, 64, 4 if hopper else 8, 3)

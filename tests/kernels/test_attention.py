@@ -12,6 +12,7 @@ from torch import Tensor
 
 import weft.kernels.attention as dispatcher
 from tests.kernels.streams import draw
+from weft.kernels import attention_operator
 from weft.kernels.attention import BACKENDS, AttentionError, attention, use_backend, why
 from weft.kernels.chunks import Batched, Single, chunk_plan
 from weft.kernels.layout import StreamLayout
@@ -187,17 +188,28 @@ def test_strided_inputs_give_the_same() -> None:
         assert torch.equal(x, y)
 
 
-def test_flex_agrees_forward_on_a_cpu_and_compiles_twice_at_most() -> None:
-    """A new layout is new data, not a new program: otherwise training would meet the recompile limit."""
+def programs_of_flex(layouts: list[StreamLayout]) -> int:
+    """Programs that were compiled to attend over these layouts, each held to the truth."""
     counted = torch._dynamo.utils.counters["stats"]
     before = counted["unique_graphs"]
-    for name in ("one causal document", "landmarks", "images", "few landmarks kept", "window"):
-        layout = LAYOUTS[name]("cpu")
+    for layout in layouts:
         q, k, v, _ = (x.detach() for x in inputs(layout, (4, 2, 16), torch.float32))
         ours, plain = (attention(q, k, v, layout, backend=b) for b in ("flex", "reference"))
         truth = attention(q.double(), k.double(), v.double(), layout, backend="reference")
         hold([ours], [plain], [truth])
-    assert counted["unique_graphs"] - before <= 2
+    return counted["unique_graphs"] - before
+
+
+def test_flex_agrees_forward_on_a_cpu_and_compiles_once() -> None:
+    """A new layout is new data, not a new program: otherwise training would meet the recompile limit."""
+    kinds: list[dict[str, float]] = [{}, {"landmarks": 0.2}, {"blocks": 0.8}, {"landmarks": 0.3, "most": 3}]
+    assert programs_of_flex([build([100, 31], 17, "cpu", **kind) for kind in kinds]) <= 1  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_flex_takes_other_lengths_with_a_second_program() -> None:
+    names = ("one causal document", "landmarks", "images", "few landmarks kept", "window")
+    assert programs_of_flex([LAYOUTS[name]("cpu") for name in names]) <= 2
 
 
 def test_flex_refuses_a_backward_on_a_cpu() -> None:
@@ -268,8 +280,57 @@ def test_autocast_computes_in_the_lower_precision() -> None:
 def test_a_compiled_caller_gives_the_same_result() -> None:
     layout = LAYOUTS["landmarks"]("cpu")
     q, k, v, _ = inputs(layout, (4, 2, 16), torch.float32)
-    block = torch.compile(lambda q, k, v: attention(q * 2, k, v, layout) + 1, backend="eager")
-    assert torch.equal(block(q, k, v), attention(q * 2, k, v, layout) + 1)
+    block = torch.compile(lambda q, k, v: attention(q * 2, k, v, layout, backend="reference") + 1, backend="eager")
+    assert torch.equal(block(q, k, v), attention(q * 2, k, v, layout, backend="reference") + 1)
+
+
+def test_a_compiled_caller_stays_whole_and_serves_every_layout() -> None:
+    """Values, gradients and the log-sum-exp to the bit, in one graph, with the plan of a layout made once."""
+
+    def caller(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout) -> tuple[Tensor, Tensor]:
+        out, lse = attention(q * 2, k, v, layout, return_lse=True)
+        return out + 1, lse
+
+    whole = torch.compile(caller, backend="aot_eager", fullgraph=True, dynamic=True)
+    for name in ("landmarks", "images", "documents"):
+        layout = LAYOUTS[name]("cpu")
+        q, k, v, grad = inputs(layout, (4, 2, 16), torch.float32)
+        found = []
+        for function in (whole, caller):
+            out, lse = function(q, k, v, layout)
+            found.append([out, lse, *torch.autograd.grad(out, (q, k, v), grad)])
+            assert not lse.requires_grad
+        assert all(torch.equal(a, b) for a, b in zip(*found)), name
+        plans = attention_operator._layout([getattr(layout, part) for part in attention_operator.NAMES]).plans
+        assert len(plans) == 1
+
+
+def test_what_was_derived_from_a_layout_goes_with_it() -> None:
+    layout = LAYOUTS["window"]("cpu")
+    q, k, v, _ = (x.detach() for x in inputs(layout, (2, 1, 16), torch.float32))
+    attention_operator.run(q, k, v, layout, 0.25, "sdpa")
+    held = len(attention_operator._met)
+    del layout
+    assert len(attention_operator._met) == held - 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own check looks at it
+def test_the_operator_is_well_made() -> None:
+    layout = LAYOUTS["landmarks"]("cpu")
+    q, k, v, grad = inputs(layout, (2, 1, 16), torch.float32)
+    tensors = [getattr(layout, part) for part in attention_operator.NAMES]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(attention_operator.operator, (q, k, v, tensors, 0.25, "sdpa"), test_utils=checks)
+    out, lse = attention_operator.operator(q, k, v, tensors, 0.25, "sdpa")
+    held = [x.detach() for x in (grad, q, k, v, out, lse)]
+    torch.library.opcheck(attention_operator.operator_backward, (*held, tensors, 0.25, "sdpa"), test_utils=checks)
+
+
+def test_a_compiled_caller_hears_why_a_named_backend_cannot_run() -> None:
+    layout = LAYOUTS["window"]("cpu")
+    q, k, v, _ = (x.detach() for x in inputs(layout, (2, 1, 16), torch.float32))
+    with pytest.raises(AttentionError, match="'triton' was asked for but"):
+        attention_operator.run(q, k, v, layout, 0.25, "triton")
 
 
 @pytest.mark.parametrize(

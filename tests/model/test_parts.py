@@ -122,6 +122,26 @@ def test_rows_have_the_same_bits_in_any_company(threads: int) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_dense_block_compiles_in_one_piece() -> None:
+    """Attention is one operator to the compiler, so another packing of documents is no reason to break or to compile again."""
+    model = build(layers=1)
+    block = model.layers[0]
+    whole = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=True)
+    for lengths in ((40, 31), (20, 9, 28)):
+        batch = streams.join([streams.document(length, i) for i, length in enumerate(lengths)])
+        rotary, (layout, _) = model.rotary(batch.position), model.layouts(batch)
+        x = torch.randn(len(batch.ids), 40)
+        results = []
+        for function in (block, whole):
+            model.zero_grad()
+            out, _ = function(x, rotary, layout)
+            out.square().mean().backward()
+            results.append([out.detach(), *(p.grad.clone() for p in block.parameters() if p.grad is not None)])
+        for ours, compiled in zip(*results, strict=True):
+            torch.testing.assert_close(compiled, ours)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_a_compiled_block_gives_equal_results() -> None:

@@ -26,6 +26,7 @@ def _poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+GROUPED = ("landmarks", "images larger than the window", "documents")
 SHORT = [name for name in LAYOUTS if name not in ("long", "split pieces")]
 
 
@@ -46,14 +47,16 @@ def test_float32(name: str) -> None:
     compare(name, torch.float32, (2, 1, 16), SIZES)
 
 
-@pytest.mark.parametrize("name", ["landmarks", "images larger than the window", "documents"])
+@pytest.mark.parametrize("name", GROUPED)
 def test_float16_with_grouped_heads(name: str) -> None:
     compare(name, torch.float16, (4, 2, 32), SIZES)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SHORT if name not in ("landmarks", "images larger than the window", "documents")]
-)
+SOME = ("images", "window", "last medium only", "an empty row")
+REST = [pytest.param(name, marks=pytest.mark.slow) for name in SHORT if name not in (*GROUPED, *SOME)]
+
+
+@pytest.mark.parametrize("name", [*SOME, *REST])
 def test_float16(name: str) -> None:
     compare(name, torch.float16, (1, 1, 16), SIZES)
 
@@ -67,10 +70,10 @@ def test_bfloat16_with_products_in_float32() -> None:
     compare("window", torch.bfloat16, (2, 1, 16), SIZES)
 
 
-@pytest.mark.parametrize("width", [64, 128])
-def test_head_widths_through_the_dispatcher(width: int) -> None:
+@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float16), (128, torch.float16), (128, torch.float32)])
+def test_head_widths_through_the_dispatcher(width: int, dtype: torch.dtype) -> None:
     layout = build([70, 27], 20, landmarks=0.1, blocks=0.5)
-    q, k, v, grad = inputs(layout, (2, 1, width), torch.float16)
+    q, k, v, grad = inputs(layout, (2, 1, width), dtype)
     assert dict(why(q, k, v, layout))["triton"] == "runs"
     exact = [x.detach().double().requires_grad_(x.requires_grad) for x in (q, k, v, grad)]
     triple = [results(q, k, v, grad, layout, b) for b in ("triton", "reference")]
@@ -118,7 +121,7 @@ def test_operators_are_well_made() -> None:
     torch.library.opcheck(_backward, (*held, *tail), test_utils=checks)
 
     def block(q: torch.Tensor) -> torch.Tensor:
-        return _forward(q * 2, k, v, *tail)[0] + 1
+        return attention(q * 2, k, v, layout, backend="triton") + 1
 
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     results = [torch.autograd.grad(f(q), (q, k), grad) for f in (block, compiled)]
