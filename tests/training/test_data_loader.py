@@ -1,5 +1,6 @@
 """A step's batches are a function of (seed, step); bad samples are replaced; nothing depends on who asks, or when."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -157,6 +158,19 @@ def test_caches_change_nothing(data: Path, tmp_path: Path) -> None:
         assert [digest(s.batches) for s in made.steps(0, 4)] == full
         assert made.cache.memory.bytes <= config.token_cache_bytes
     assert made.cache.misses == 0  # the third found everything on disk
+
+
+def test_a_full_disk_costs_the_token_cache_and_not_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    made = loader(data, LoaderConfig(**{**vars(CONFIG), "token_cache_folder": str(tmp_path)}))
+    assert digest(made.step(1).batches) == digest(loader(data).step(1).batches)
+    assert caplog.text.count("takes no more tokens") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_every_document_comes_once_per_pass(data: Path) -> None:
@@ -344,6 +358,10 @@ def test_streams_made_ahead_give_the_same_batches(data: Path, tmp_path: Path) ->
     assert any(made) and not all(made), "long documents and undecided roles are left to the loader"
     assert [digest(ahead.step(s).batches) for s in range(12)] == want
     assert ahead.assembler.count == fresh.assembler.count
+    asked: list[tuple[int, int]] = []
+    ahead.documents.fetch = asked.extend  # type: ignore[method-assign]
+    ahead.step(12)
+    assert asked and not [n for source, n in asked if source == 0 and mixed.has(n)], "nobody reads what was made ahead"
     assert store_source(ahead.sources[0], config, ahead.plan, data / "tokenizer") == paths["mixed"]
     assert {path: path.stat().st_mtime_ns for path in paths.values()} == stamp, "what is there is not made again"
 

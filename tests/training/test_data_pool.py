@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.data_world import documents, write_manifest
+from tests.training.data_world import documents, tokenizer, write_manifest
 from weft.training.data import wire
-from weft.training.data.decode_pool import DecodePool, WorkerFailure
+from weft.training.data.decode_pool import DecodePool, WorkerFailure, WorkerStartError
+from weft.training.data.documents import Documents
 from weft.training.data.prepare import prepare
+from weft.training.data.shards import ShardDataset
+from weft.training.data.token_cache import TokenCache
 
 HOSTILE = """
 import ctypes, os, sys, time
@@ -60,6 +63,21 @@ def test_bad_tasks_cost_seconds_and_the_rest_is_answered(hostile: list[str]) -> 
         found = [outcome(f) for f in [pool.submit(task, {"x": i}) for i, task in enumerate(tasks)]]
         assert found == ["0", "crash", "2", "timeout", "4", "error", "crash", "error", "8"]
         assert pool.killed == 3 and time.monotonic() - began < 30
+
+
+def test_a_worker_that_cannot_start_is_no_bad_sample(tmp_path: Path) -> None:
+    """Else a missing library would put every clip in quarantine, and a small data set would be trained on what is left."""
+    command = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
+    with (
+        DecodePool(1, command=command) as pool,
+        pytest.raises(WorkerStartError, match=r"\(exit status 3\); run it by hand"),
+    ):
+        pool.submit("check", {}).result()
+    prepare(write_manifest(tmp_path / "raw", documents(4)), tmp_path / "shards")
+    pool = DecodePool(1, command=command)
+    found = Documents([ShardDataset(tmp_path / "shards")], tokenizer(), pool, TokenCache())
+    with pool, pytest.raises(WorkerStartError):
+        found.get(0, 0)
 
 
 def test_a_hung_worker_is_gone_and_so_are_all_after_close(hostile: list[str]) -> None:

@@ -65,6 +65,13 @@ class Assembler:
         group = self.units[source][unit]
         return group if len(group) == 1 else choose_pair(self.seed, draw, group)
 
+    def to_read(self, draw: int, source: int, numbers: Sequence[int]) -> list[int]:
+        """Those samples of a draw whose tokens `draw` will ask for: not what was made ahead, not what is known to be bad."""
+        stored, name = self.stored[source], self.datasets[source].name
+        if stored is not None and all(stored.has(number) for number in numbers):
+            return []
+        return [number for number in numbers if not self.quarantine.holds(name(number), draw)]
+
     def draw(self, draw: int, source: int, numbers: Sequence[int]) -> list[Stream]:
         """The streams of one draw. Raises `TooManyBadSamples` beyond the budget."""
         for attempt in range(ATTEMPTS):

@@ -34,6 +34,10 @@ class WorkerFailure(RuntimeError):
         self.kind = kind
 
 
+class WorkerStartError(ValueError):
+    """No worker can be started, so nothing can be said about the media."""
+
+
 class _Child:
     """One worker process and the pipe to it; used by one thread at a time."""
 
@@ -99,7 +103,7 @@ class DecodePool:
             threading.Thread(target=self._watch, name="decode watchdog", daemon=True).start()
 
     def submit(self, task: str, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> Future[wire.Message]:
-        """Answer of `task`, or `WorkerFailure`, in a future."""
+        """Answer of `task`, or `WorkerFailure`, in a future; `WorkerStartError` where no process can be started."""
         if self._threads is not None:
             return self._threads.submit(self._run, {"task": task, **header}, blobs)
         done: Future[wire.Message] = Future()
@@ -156,7 +160,10 @@ class DecodePool:
                 self._children.append(child)
             if child.ask({}, (), START_S) is None:
                 self._bury(child)
-                raise WorkerFailure("crash", f"the worker did not start: {' '.join(self._command)}")
+                raise WorkerStartError(
+                    f"a decoding process did not start (exit status {child.process.returncode}); run it by hand to see why: "
+                    f"{' '.join(self._command)}"
+                )
         return child
 
     def _bury(self, child: _Child) -> None:

@@ -20,7 +20,7 @@ from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.segment import Document
 from weft.tokenizers.stream import Stream, StreamError, join
 from weft.training.data.bounded import Bounded
-from weft.training.data.decode_pool import DecodePool, WorkerFailure
+from weft.training.data.decode_pool import DecodePool, WorkerFailure, WorkerStartError
 from weft.training.data.index import ShardError
 from weft.training.data.records import restore, restore_segment
 from weft.training.data.shards import Sample, ShardDataset
@@ -165,7 +165,7 @@ class Documents:
                 tokens = self.tokenizer.tokenizers[segment.modality].encode(segment)
         except WorkerFailure as error:
             raise BadSample(f"{where}: {error.kind}: {error}") from error
-        except StreamError:
+        except (StreamError, WorkerStartError):
             raise
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise BadSample(f"{where}: {error}") from error

@@ -16,7 +16,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class Loader:
             bins = assign(costs, self.config.micro_batches)
             share = self.config.micro_batches // self.world
             mine = [[chosen[i] for i in bins[bin_of(self.rank, m, share)]] for m in range(share)]
-            self.documents.fetch((k, n) for items in mine for _, k, numbers in items for n in numbers)
+            self._fetch(draw for items in mine for draw in items)
             rows = [self._fit([s for draw in items for s in self.assembler.draw(*draw)]) for items in mine]
             batches = [self._pack(row) for row, _ in rows]
             tokens = sum(len(s) for row, _ in rows for s in row)
@@ -188,6 +188,10 @@ class Loader:
         source, position = self.mixture.at(draw)
         return draw, source, self.assembler.members(source, self.mixture.unit(source, position), draw)
 
+    def _fetch(self, draws: Iterable[tuple[int, int, list[int]]]) -> None:
+        """Have the decoding processes begin with what these draws need."""
+        self.documents.fetch((draw[1], number) for draw in draws for number in self.assembler.to_read(*draw))
+
     def _fit(self, streams: Sequence[Stream]) -> tuple[list[Stream], int]:
         """What fits `max_tokens`, and how many documents do not."""
         kept: list[Stream] = []
@@ -207,7 +211,7 @@ class Loader:
         """Draws per step from the mean number of tokens of the first draws: integers, so every rank finds the same."""
         count = MEASURED if self.mixture.draws is None else min(MEASURED, self.mixture.draws)
         chosen = [self._choose(draw) for draw in range(count)]
-        self.documents.fetch((k, n) for _, k, numbers in chosen for n in numbers)
+        self._fetch(chosen)
         total = sum(len(s) for draw in chosen for s in self.assembler.draw(*draw))
         return max(self.config.micro_batches, self.config.batch_tokens * count // max(total, 1))
 

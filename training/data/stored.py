@@ -135,6 +135,10 @@ class StoredStreams:
         modalities = [name[6:] for name in self._arrays if name.startswith("first.")]
         self._first = {m: self._arrays[f"first.{m}"].tolist() for m in modalities}
 
+    def has(self, number: int) -> bool:
+        """Whether the stream of a sample is here."""
+        return self._start[number] != self._start[number + 1]
+
     def get(self, number: int, pair: str | None) -> Stream | None:
         """The stream of a sample, None if it has to be made."""
         at, end = self._start[number], self._start[number + 1]

@@ -8,6 +8,7 @@ left them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from weft.tokenizers.base import Tokens
 from weft.training.data.bounded import Bounded
 
+log = logging.getLogger(__name__)
 ARRAYS = ("codes", "time", "features", "place")
 
 
@@ -35,6 +37,7 @@ class TokenCache(MutableMapping[str, Tokens]):
         self.memory: Bounded[str, Tokens] = Bounded(max_bytes)
         self.hits, self.misses = 0, 0
         self._folder = None if folder is None else Path(folder) / digest[:32]
+        self._writes = True
 
     def __getitem__(self, key: str) -> Tokens:
         tokens = self.memory.get(key)
@@ -80,17 +83,23 @@ class TokenCache(MutableMapping[str, Tokens]):
             return None
 
     def _to_disk(self, key: str, tokens: Tokens) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = self._path(key)
-        if path is None or path.exists():
+        if path is None or not self._writes or path.exists():
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{key}.{os.getpid()}.part")
         facts = {"grid": [int(n) for n in tokens.grid], "group": int(tokens.group)}
         arrays = {n: np.ascontiguousarray(a) for n in ARRAYS if (a := getattr(tokens, n)) is not None}
-        save_file(arrays, part, metadata={"tokens": json.dumps(facts)})
-        os.replace(part, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, part, metadata={"tokens": json.dumps(facts)})
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:  # a full disk costs speed, not the run
+            self._writes = False
+            log.warning("%s takes no more tokens (%s); they stay in memory only", self._folder, error)
+            part.unlink(missing_ok=True)
 
 
 def tokens_from(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Tokens:
