@@ -24,7 +24,7 @@ def embed(model: Any, tokenizer: StreamTokenizer, items: Sequence[Any]) -> np.nd
     """float32 [n E], rows of length one, in the order of the items."""
     rows = []
     for first in range(0, len(items), ITEMS):
-        prompts = [encode(tokenizer, item, "item to embed") for item in items[first : first + ITEMS]]
+        prompts = [encode(tokenizer, item, "thing to embed") for item in items[first : first + ITEMS]]
         caches = [model.new_cache() for _ in prompts]
         hidden = extend(model, caches, [part_of(prompt.stream) for prompt in prompts])
         # A prompt ends with the closing token of its last segment.

@@ -88,12 +88,13 @@ class Job:
         return self.ask is None
 
 
-def run(model: Any, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+def run(model: Any, jobs: Sequence[Job], began: float | None = None) -> Iterator[list[Job]]:
     """Advance all jobs to their ends; yields, step by step, those that have new tokens.
 
-    What a job writes last stays pending in its writer: only a session has a use for it.
+    `began`: when the call came (`time.perf_counter`), None = now. What a job writes last stays pending in its writer: only a
+    session has a use for it.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     for job in jobs:
         job.start()
     active = [job for job in jobs if not job.done]

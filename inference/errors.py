@@ -23,6 +23,10 @@ class CheckpointError(OSError):
     """A folder is not a checkpoint, or its parts do not belong together."""
 
 
+class SearchError(ValueError):
+    """Keys, vectors, payloads or numbers that a search index cannot take."""
+
+
 class IndexFileError(OSError):
     """A search index on disk is missing, torn, or of another model."""
 

@@ -179,6 +179,7 @@ class _Trace:
 
     def __init__(self, model: Any, whole: Stream, use: np.ndarray, start: int) -> None:
         # Hooks go on a copy of the modules that shares the tensors: other threads may be using the model.
+        model = getattr(model, "inner", model)  # only a step of decoding is compiled
         shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         self.model, self.whole, self.use, self.start = copy.deepcopy(model, shared), whole, use, start
         self.batch = batch_of([part_of(whole)], model.device)

@@ -13,7 +13,7 @@ A result never depends on what else is in the batch, and the methods may be call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from weft.inference import embed as embedding
 from weft.inference import predict as predicting
-from weft.inference.errors import IndexFileError, ProduceError, PromptError
+from weft.inference.errors import IndexFileError, ProduceError, PromptError, SessionError
 from weft.inference.explain import Explanation, explain
 from weft.inference.generate import Request, check, generate
 from weft.inference.index import Hit, Index
@@ -33,6 +33,7 @@ from weft.inference.score import Score, continuation, log_likelihoods
 from weft.inference.session import Session, SessionSpec
 from weft.inference.spaces import as_space
 from weft.inference.streaming import pieces
+from weft.inference.values import is_number
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.segment import Segment
 
@@ -125,7 +126,7 @@ class Generalist:
         """Exactly one of three questions about a prompt (or about each prompt of a batch).
 
         `choices` (strings, segments or lists of these; one list for all prompts): a `Choice` with probabilities.
-        `horizon` (readings as int, seconds as float), with `sensor=kind`, `samples`, `quantiles`: a `Forecast` in units.
+        `horizon` (readings as int, seconds as float), with `kind`, `rate_hz`, `samples`, `quantiles`: a `Forecast` in units.
         `action` (an ActionSpace, n, Discrete or Box): one legal action, or an error.
         """
         asked = [name for name, value in (("choices", choices), ("horizon", horizon), ("action", action)) if value is not None]
@@ -138,6 +139,7 @@ class Generalist:
                 raise ProduceError(f"predict(choices=) has no option {sorted(options)[0]!r}")
             if isinstance(choices, str | Segment):
                 raise ProduceError("choices must be a list; one choice alone has probability one")
+            choices = list(choices)
             found: list[Any] = list(predicting.choose(self.model, self.tokenizer, prompts, [choices] * len(prompts)))
         elif horizon is not None:
             found = list(predicting.forecast(self.model, self.tokenizer, prompts, horizon, samples, dict(options)))
@@ -171,7 +173,11 @@ class Generalist:
 
     def index(self, items: Mapping[str, Any] | None = None, kind: str = "flat") -> Index:
         """A search index of this model's vectors, filled with `items` (key -> anything that can be embedded)."""
-        index = Index(self.model.config.embed_width, kind, self.digest)
+        return self._filled(Index(self.model.config.embed_width, kind, self.digest), items)
+
+    def _filled(self, index: Any, items: Mapping[str, Any] | None) -> Any:
+        if items is not None and not isinstance(items, Mapping):
+            raise PromptError(f"items is a {type(items).__name__}; give a mapping from keys to what shall be found")
         if items:
             index.add(list(items), self.embed(list(items.values())))
         return index
@@ -179,28 +185,30 @@ class Generalist:
     def load_index(self, path: str | Path) -> Index:
         """An index from a file, if this model made it."""
         index = Index.load(path)
-        if index.model != self.digest:
-            raise IndexFileError(f"{path} was made by another model ({index.model[:16]}); embed the items again with this one")
+        self._mine(index, str(path))
         return index
+
+    def _mine(self, index: Index | ServerIndex, what: str) -> None:
+        """Vectors of two models cannot be compared. An index that does not say its model is taken as it is."""
+        if index.model and index.model != self.digest:
+            raise IndexFileError(f"{what} was made by another model ({index.model[:16]}); embed the items again with this one")
 
     def server_index(
         self, url: str, name: str, items: Mapping[str, Any] | None = None, kind: str = "flat", make: bool = True
     ) -> ServerIndex:
         """The same on a PostgreSQL server with pgvector (extra `server`): opened if it exists, else made; `items` are added."""
-        index = ServerIndex(url, name, self.model.config.embed_width, kind, self.digest, make)
-        if items:
-            index.add(list(items), self.embed(list(items.values())))
-        return index
+        return self._filled(ServerIndex(url, name, self.model.config.embed_width, kind, self.digest, make), items)
 
     def search(self, index: Index | ServerIndex, query: Any, k: int = 10) -> list[Hit]:
-        """The k items of `index` nearest to one query of any modality."""
+        """The k items of `index` nearest to one query of any modality. An index of another model is refused."""
+        self._mine(index, "this index")
         return index.search(self.embed([query]), k)[0]
 
     def search_or_create(
         self, index: Index | ServerIndex, query: Any, produce: Any = "text", *, threshold: float, k: int = 1, **options: Any
     ) -> Found:
         """Hits at least `threshold` near (inner product, -1 to 1); if there are none, a new reply to the query."""
-        if not -1.0 <= threshold <= 1.0:
+        if not (is_number(threshold) and -1.0 <= threshold <= 1.0):
             raise ProduceError(f"threshold={threshold!r} must lie between -1 and 1")
         near = tuple(hit for hit in self.search(index, query, k) if hit.score >= threshold)
         return Found(near, None if near else self.generate(query, produce, **options))
@@ -213,6 +221,9 @@ class Generalist:
 
     def session(self, spec: SessionSpec | None = None, **options: Any) -> Session:
         """An endless stream: push, act, say, forecast. `options` are the fields of `SessionSpec`."""
+        names = [field.name for field in fields(SessionSpec)]
+        if unknown := sorted(options.keys() - set(names)):
+            raise SessionError(f"a session has no option {unknown[0]!r}; it has {', '.join(names)}")
         return Session(self.model, self.tokenizer, replace(spec, **options) if spec else SessionSpec(**options), self.digest)
 
     def load_session(self, path: str | Path) -> Session:

@@ -6,7 +6,8 @@ can be decoded, because nothing outside the grammar can be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from weft.inference.feed import clone
 from weft.inference.plans import plan_of, producible
 from weft.inference.prompts import Prompt, bare, encode, prefill
 from weft.inference.reply import Finish, Reply, Timings
-from weft.inference.request import MOST, Produce, requested
+from weft.inference.request import Produce, requested
 from weft.inference.sampling import Sampling
+from weft.inference.values import is_integer
 from weft.inference.writer import Script, Writer, fork
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.segment import Action, Segment, Sensor, Text, Video
@@ -58,16 +60,13 @@ def check(tokenizer: StreamTokenizer, request: Request) -> Task:
     if unknown := sorted(options.keys() - set(OPTIONS)):
         raise SamplingError(f"generate has no option {unknown[0]!r}; it has {', '.join(sorted(OPTIONS))}")
     n = options.get("n", 1)
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 4096:
+    if not is_integer(n) or not 1 <= n <= 4096:
         raise SamplingError(f"n={n!r} must be an integer from 1 to 4096")
-    stop = options.get("stop", ())
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if any(not isinstance(s, str) or not s for s in stop):
-        raise SamplingError(f"stop={stop!r} must be non-empty strings")
+    stop = stops(options.get("stop", ()))
     sampling = Sampling(**{name: options[name] for name in _SAMPLING if name in options})
     about = {name: options[name] for name in _PRODUCE if name in options}
-    most = int(about.get("max_tokens", MOST["text"]))
     items = requested(request.produce, about)
+    most = Produce("text", max_tokens=about.get("max_tokens")).most if items is None else 0
     prompt = encode(tokenizer, request.prompt)
     if items is not None:
         info = prompt.stream.info
@@ -75,7 +74,15 @@ def check(tokenizer: StreamTokenizer, request: Request) -> Task:
             plan_of(item, tokenizer, info)
     elif not producible(tokenizer, prompt.stream.info, most):
         raise PromptError("this model can produce nothing: none of its tokenizers has codes")
-    return Task(prompt, items, sampling, stop, n, most)
+    return Task(prompt, items, sampling, stop, int(n), most)
+
+
+def stops(stop: Any) -> tuple[str, ...]:
+    """One string or several, each with at least one character."""
+    found = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if any(not isinstance(s, str) or not s for s in found):
+        raise SamplingError(f"stop={stop!r} must be a non-empty string, or several of them")
+    return found
 
 
 def start(model: Any, tokenizer: StreamTokenizer, tasks: Sequence[Task]) -> list[list[Job]]:
@@ -115,26 +122,33 @@ def script(task: Task, tokenizer: StreamTokenizer, writer: Writer) -> Script:
 
 def generate(model: Any, tokenizer: StreamTokenizer, requests: Sequence[Request]) -> list[list[Reply]]:
     """n replies for every request, in order."""
+    began = time.perf_counter()
     tasks = [check(tokenizer, request) for request in requests]
     groups = start(model, tokenizer, tasks)
-    for _ in run(model, [job for jobs in groups for job in jobs]):
+    for _ in run(model, [job for jobs in groups for job in jobs], began):
         pass
     return [[finish(job, tokenizer, task) for job in jobs] for task, jobs in zip(tasks, groups)]
 
 
 def steps(model: Any, tokenizer: StreamTokenizer, task: Task) -> Iterator[Job]:
     """One reply, step by step, for streaming. Abandoning the iterator frees everything it holds."""
+    began = time.perf_counter()
     ((job,),) = start(model, tokenizer, [task])
-    for _ in run(model, [job]):
+    for _ in run(model, [job], began):
         yield job
 
 
 def finish(job: Job, tokenizer: StreamTokenizer, task: Task) -> Reply:
     """A finished job as a reply."""
+    return reply_of(job, tokenizer, len(task.prompt.stream), task.stop)
+
+
+def reply_of(job: Job, tokenizer: StreamTokenizer, prompt_tokens: int, stop: tuple[str, ...]) -> Reply:
+    """What a finished job has written, decoded."""
     tokens, logprobs, drawn = result(job)
     parts = tuple(job.writer.written)
-    segments = tuple(trim(s, task) for s in decode(tokenizer, parts))
-    timings = Timings(job.first_token_s or 0.0, job.total_s, len(task.prompt.stream), len(tokens))
+    segments = tuple(trim(s, stop) for s in decode(tokenizer, parts))
+    timings = Timings(job.first_token_s or 0.0, job.total_s, prompt_tokens, len(tokens))
     why: Finish = "stop" if job.writer.stopped else "max_tokens" if job.writer.limited else "done"
     return Reply(segments, tokens, logprobs, drawn, why, timings, parts)
 
@@ -151,9 +165,11 @@ def decode(tokenizer: StreamTokenizer, parts: Sequence[Stream]) -> list[Segment]
     return out
 
 
-def trim(segment: Segment, task: Task) -> Segment:
+def trim(segment: Segment, stop: tuple[str, ...]) -> Segment:
     """Text without the stop string that ended it."""
-    if not isinstance(segment, Text) or not task.stop:
-        return segment
-    ends = [at for stop in task.stop if (at := segment.text.find(stop)) >= 0]
-    return replace(segment, text=segment.text[: min(ends)]) if ends else segment
+    return replace(segment, text=cut(segment.text, stop)) if isinstance(segment, Text) else segment
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """The text before the first of the stop strings."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.inference.errors import IndexFileError
+from weft.inference.errors import IndexFileError, SearchError
 from weft.inference.publish import publish
 
 _BLOCK = 65536  # rows per matrix product in the numpy path: bounds its memory at 256 KiB per query
@@ -50,9 +50,9 @@ class Index:
 
     def __post_init__(self) -> None:
         if self.kind not in ("flat", "hnsw"):
-            raise ValueError(f"an index is 'flat' or 'hnsw', got {self.kind!r}")
+            raise SearchError(f"an index is 'flat' or 'hnsw', got {self.kind!r}")
         if self.width < 1:
-            raise ValueError(f"an index needs a vector width of at least 1, got {self.width}")
+            raise SearchError(f"an index needs a vector width of at least 1, got {self.width}")
         if self.kind == "hnsw":
             _faiss(required=True)
         self._rows = np.zeros((0, self.width), np.float32)
@@ -105,7 +105,7 @@ class Index:
         """The k nearest of each query [q E], best first; fewer if the index holds fewer. Ties keep the order of adding."""
         queries = checked(queries, self.width)
         if k < 1:
-            raise ValueError(f"search needs k >= 1, got {k}")
+            raise SearchError(f"search needs k >= 1, got {k}")
         k = min(k, len(self))
         if k == 0:
             return [[] for _ in queries]
@@ -177,19 +177,25 @@ def checked(vectors: Any, width: int) -> np.ndarray:
     array = np.ascontiguousarray(np.asarray(vectors, np.float32))
     array = array[None] if array.ndim == 1 else array
     if array.ndim != 2 or array.shape[1] != width:
-        raise ValueError(f"this index holds vectors of width {width}, got shape {array.shape}")
+        raise SearchError(f"this index holds vectors of width {width}, got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError("a vector holds NaN or infinity; embed the item again")
+        raise SearchError("a vector holds NaN or infinity; embed the item again")
     return array
 
 
 def paired(keys: Sequence[str], vectors: np.ndarray, payloads: Sequence[Any] | None) -> list[str]:
-    """The keys as strings, if there is one vector and perhaps one payload for each and all differ; else ValueError."""
+    """The keys as strings, if there is one vector and perhaps one payload for each and all differ; else SearchError."""
     if len(keys) != len(vectors) or (payloads is not None and len(payloads) != len(keys)):
-        raise ValueError(f"{len(keys)} keys need as many vectors and payloads, got {len(vectors)} vectors")
+        raise SearchError(f"{len(keys)} keys need as many vectors and payloads, got {len(vectors)} vectors")
+    try:
+        json.dumps(payloads)
+    except (TypeError, ValueError) as error:
+        raise SearchError(
+            f"a payload is nothing that JSON holds ({error}); give strings, numbers, lists or mappings"
+        ) from error
     names = [str(key) for key in keys]
     if len(set(names)) != len(names):
-        raise ValueError("keys must differ from each other within one add")
+        raise SearchError("keys must differ from each other within one add")
     return names
 
 

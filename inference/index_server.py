@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.inference.errors import IndexServerError
+from weft.inference.errors import IndexServerError, SearchError
 from weft.inference.index import Hit, Index, checked, paired
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -38,11 +38,11 @@ class ServerIndex:
     def __init__(self, url: str, name: str, width: int, kind: str = "flat", model: str = "", make: bool = True) -> None:
         """`make=False`: an index that does not exist is an error."""
         if kind not in ("flat", "hnsw"):
-            raise ValueError(f"an index is 'flat' or 'hnsw', got {kind!r}")
+            raise SearchError(f"an index is 'flat' or 'hnsw', got {kind!r}")
         if not NAME.fullmatch(name):
-            raise ValueError(f"index name {name!r} must be lower case letters, digits and _, at most 40, a letter first")
+            raise SearchError(f"index name {name!r} must be lower case letters, digits and _, at most 40, a letter first")
         if width < 1:
-            raise ValueError(f"an index needs a vector width of at least 1, got {width}")
+            raise SearchError(f"an index needs a vector width of at least 1, got {width}")
         self.name, self.width, self.kind, self.model = name, width, kind, model
         self._sql, self._connection = _connect(url)
         self._lock = threading.Lock()
@@ -122,7 +122,7 @@ class ServerIndex:
         """The k nearest of each query [q E], best first; fewer if the index holds fewer. Ties keep the order of adding."""
         queries = checked(queries, self.width)
         if k < 1:
-            raise ValueError(f"search needs k >= 1, got {k}")
+            raise SearchError(f"search needs k >= 1, got {k}")
         order = "distance, place" if self.kind == "flat" else "distance"
         nearest = "SELECT key, vector <#> %s AS distance, payload, place FROM {} ORDER BY " + order + " LIMIT %s"
         query = self._query(f"SELECT key, -distance, payload FROM ({nearest}) AS nearest ORDER BY distance, place")

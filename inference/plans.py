@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from weft.inference.errors import ProduceError
-from weft.inference.request import Produce
+from weft.inference.request import LIMIT, Produce
+from weft.inference.values import is_integer
 from weft.inference.writer import Plan
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.clock import to_ns
@@ -48,7 +49,7 @@ def producible(tokenizer: StreamTokenizer, info: Info, most: int) -> dict[str, P
 
 
 def _text(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -> Plan:
-    return Plan(want=Want.text(max(item.most, item.min_tokens), item.min_tokens))
+    return Plan(want=Want.text(item.most, item.least))
 
 
 def _image(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -> Plan:
@@ -75,18 +76,19 @@ def _video(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) ->
 
 
 def _audio(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -> Plan:
-    least, most, kept = item.min_tokens, item.most, None
+    least, most, kept = item.least, item.most, None
     if item.edit is not None:
         tokens = owner.encode(item.edit)
         count = _count(item.keep, len(tokens), "sound tokens")
         kept = tokens.codes[:count]
         least = most = len(tokens)
     if item.seconds is not None:
-        samples = item.seconds * owner.config.sample_rate_hz
-        least = most = max(int(np.ceil(samples / owner.config.token_samples - 1e-9)), 1)
+        wanted = item.seconds * owner.config.sample_rate_hz / owner.config.token_samples
+        _within(wanted, f"seconds={item.seconds}")
+        least = most = max(int(np.ceil(wanted - 1e-9)), 1)
     if kept is not None and len(kept) > most:
         raise ProduceError(f"keep= holds {len(kept)} sound tokens, but seconds= allows {most}; keep less or ask for more")
-    return Plan(want=Want.audio(least, max(least, most)), kept=kept)
+    return Plan(want=Want.audio(least, most), kept=kept)
 
 
 def _sensor(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -> Plan:
@@ -103,6 +105,7 @@ def _sensor(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -
     rate = item.rate_hz or (last.fields.get("rate_hz") if last else None)
     if rate is None and item.readings != 1:
         raise ProduceError("produce='sensor' needs rate_hz= (readings a second), as no such sensor in the prompt says it")
+    _within((item.readings or 1) * channels, f"readings={item.readings}")
     want = Want.sensor(channels, item.readings)
     if item.readings is None:
         most = max(item.most, channels)
@@ -122,6 +125,9 @@ def _action(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -
         raise ProduceError(
             "the space is continuous, but this model has no action bins; use a discrete space or train with bins"
         )
+    if space.dims >= tokenizer.vocabulary.numbers:
+        raise ProduceError(f"the space has {space.dims} dimensions, this model can state {tokenizer.vocabulary.numbers - 1}")
+    _within(steps * space.dims, f"readings={item.readings}")
     last = _last(info, "action")
     rate = item.rate_hz or (last.fields.get("rate_hz") if last else None)
     if rate is None and steps > 1:
@@ -130,7 +136,10 @@ def _action(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -
     if chunked:
         most = owner.chunks.steps * space.dims * -(-steps // owner.chunks.steps)
         want = Want("action", (space.dims,), 1, most, "chunks")
-    return Plan(want=want, start=_start(item, last, rate), rate_hz=rate, fields={"space": space, "rate_hz": rate})
+    start = _start(item, last, rate)
+    if item.start is None:  # an action follows what it was chosen by
+        start = max((t for t in (start, latest(info)) if t is not None), default=None)
+    return Plan(want=want, start=start, rate_hz=rate, fields={"space": space, "rate_hz": rate})
 
 
 _PLANS = {"text": _text, "image": _image, "video": _video, "audio": _audio, "sensor": _sensor, "action": _action}
@@ -140,6 +149,11 @@ def _last(info: Info, modality: str, kind: str | None = None) -> SegmentInfo | N
     """The last segment of a modality (and sensor kind) in the document."""
     mine = [i for i in info if i.modality == modality and kind in (None, i.fields.get("kind"))]
     return mine[-1] if mine else None
+
+
+def latest(info: Info) -> int | None:
+    """ns of the latest token of these segments that has a clock."""
+    return max((i.start + int(i.times[-1] if len(i.times) else 0) for i in info if i.start is not None), default=None)
 
 
 def _start(item: Produce, last: SegmentInfo | None, rate: float | None) -> int | None:
@@ -159,16 +173,22 @@ def _fitting(grid: tuple[int, ...] | None, item: Produce, tokenizer: StreamToken
     """A stated grid, if its numbers exist and it stays within a stated limit."""
     if grid is None:
         return None
-    grid = tuple(int(n) for n in grid)
     if max(grid) >= tokenizer.vocabulary.numbers:
         raise ProduceError(
             f"grid={grid} exceeds the {tokenizer.vocabulary.numbers - 1} patches a side that this model can state"
         )
+    _within(int(np.prod(grid)), f"grid={grid}")
     if item.max_tokens is not None and int(np.prod(grid)) > item.max_tokens:
         raise ProduceError(
             f"grid={grid} needs {int(np.prod(grid))} tokens, max_tokens={item.max_tokens}; raise it or shrink the grid"
         )
     return grid
+
+
+def _within(tokens: float, what: str) -> None:
+    """Refuse a body that no call can mean, before memory is asked for it."""
+    if tokens > LIMIT:
+        raise ProduceError(f"{what} needs {tokens:.0f} tokens, a segment has {LIMIT} at most; ask for less at once")
 
 
 def _bound(grid: tuple[int, ...] | None, item: Produce) -> int:
@@ -190,6 +210,6 @@ def _count(keep: Any, total: int, what: str) -> int:
     """How many of `total` units stay: a fraction (float) or a number (int)."""
     if isinstance(keep, float | np.floating) and 0 <= keep <= 1:
         return round(float(keep) * total)
-    if isinstance(keep, int | np.integer) and not isinstance(keep, bool) and 0 <= keep <= total:
+    if is_integer(keep) and 0 <= keep <= total:
         return int(keep)
     raise ProduceError(f"keep={keep!r} must be a fraction from 0.0 to 1.0 or a number of {what} from 0 to {total}")

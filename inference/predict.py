@@ -18,8 +18,10 @@ from weft.inference.prompts import encode
 from weft.inference.request import Produce
 from weft.inference.score import Score, continuation, log_likelihoods
 from weft.inference.spaces import check_action
+from weft.inference.values import is_integer, is_number
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.segment import ActionSpace
+from weft.tokenizers.stream import SegmentInfo
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -34,6 +36,9 @@ class Choice:
     lengths: np.ndarray
     """int64 [choices]: counted tokens of each."""
     scores: tuple[Score, ...]
+
+    def __repr__(self) -> str:
+        return f"Choice({', '.join(f'{c!r}: {p:.3f}' for c, p in zip(self.choices, self.probabilities))})"
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -67,6 +72,10 @@ class Forecast:
     channels: tuple[str, ...] | None
     units: tuple[str, ...] | None
     rate_hz: float | None
+
+    def __repr__(self) -> str:
+        samples, horizon, channels = self.values.shape
+        return f"Forecast({horizon} readings of {channels} channels, {samples} samples)"
 
     @property
     def median(self) -> np.ndarray:
@@ -102,34 +111,44 @@ def forecast(
     model: Any, tokenizer: StreamTokenizer, prompts: Sequence[Any], horizon: int | float, samples: int, options: dict[str, Any]
 ) -> list[Forecast]:
     """`horizon` readings (int) or seconds (float) of the sensor that each prompt ends with, `samples` times."""
-    kind, rate = options.pop("sensor", None), options.pop("rate_hz", None)
-    quantiles = tuple(options.pop("quantiles", QUANTILES))
-    if any(not 0 <= q <= 1 for q in quantiles):
-        raise ProduceError(f"quantiles={quantiles!r} must lie in [0, 1]")
-    if isinstance(horizon, bool) or not isinstance(horizon, int | float) or not 0 < horizon < float("inf"):
-        raise ProduceError(f"horizon={horizon!r} must be a number of readings (int) or of seconds (float)")
+    kind, rate = options.pop("sensor", options.pop("kind", None)), options.pop("rate_hz", None)
+    quantiles = options.pop("quantiles", QUANTILES)
+    if "n" in options:
+        raise ProduceError("predict(horizon=) has no option 'n'; samples= says how many continuations are drawn")
+    check_forecast(horizon, samples, quantiles)
     requests = []
     for prompt in prompts:
-        readings = horizon
-        if isinstance(horizon, float):
-            readings = max(round(horizon * (rate or _rate(tokenizer, prompt, kind))), 1)
-        item = Produce("sensor", readings=int(readings), kind=kind, rate_hz=rate)
+        info = encode(tokenizer, prompt).stream.info if isinstance(horizon, float) else ()
+        item = ahead(horizon, info, kind, rate)
         requests.append(Request(prompt, item, {"n": samples, "temperature": 1.0, **options}))
     return [forecast_of([reply.sensor for reply in replies], quantiles) for replies in generate(model, tokenizer, requests)]
 
 
-def _rate(tokenizer: StreamTokenizer, prompt: Any, kind: str | None) -> float:
-    info = encode(tokenizer, prompt).stream.info
-    rates = [i.fields.get("rate_hz") for i in info if i.modality == "sensor" and kind in (None, i.fields.get("kind"))]
-    if not rates or rates[-1] is None:
-        raise ProduceError("a horizon in seconds needs rate_hz=, as no such sensor in the prompt says it; or give readings")
-    return float(rates[-1])
+def check_forecast(horizon: Any, samples: Any, quantiles: Any) -> None:
+    """Refuse a horizon, a number of samples or levels that mean nothing."""
+    if not (is_number(horizon) and 0 < horizon < float("inf")):
+        raise ProduceError(f"horizon={horizon!r} must be a number of readings (int) or of seconds (float)")
+    if not (is_integer(samples) and 1 <= samples <= 4096):
+        raise ProduceError(f"samples={samples!r} must be an integer from 1 to 4096")
+    if not isinstance(quantiles, list | tuple | np.ndarray) or not all(is_number(q) and 0 <= q <= 1 for q in quantiles):
+        raise ProduceError(f"quantiles={quantiles!r} must be a list of levels in [0, 1]")
 
 
-def forecast_of(sensors: Sequence[Any], quantiles: tuple[float, ...]) -> Forecast:
+def ahead(horizon: int | float, info: Sequence[SegmentInfo], kind: str | None, rate_hz: float | None) -> Produce:
+    """The readings of a horizon, in readings or in seconds of the last such sensor's rate."""
+    if isinstance(horizon, float):
+        rates = [i.fields.get("rate_hz") for i in info if i.modality == "sensor" and kind in (None, i.fields.get("kind"))]
+        rate = rate_hz or (rates[-1] if rates else None)
+        if rate is None:
+            raise ProduceError("a horizon in seconds needs rate_hz=, as no such sensor in the prompt says it; or give readings")
+        horizon = max(round(horizon * rate), 1)
+    return Produce("sensor", readings=int(horizon), kind=kind, rate_hz=rate_hz)
+
+
+def forecast_of(sensors: Sequence[Any], quantiles: Sequence[float]) -> Forecast:
     """Quantiles over sampled continuations (`Sensor` segments of equal length)."""
     values = np.stack([np.asarray(s.values, np.float64) for s in sensors])
-    levels = {q: np.quantile(values, q, axis=0) for q in quantiles}
+    levels = {float(q): np.quantile(values, q, axis=0) for q in quantiles}
     return Forecast(values, levels, sensors[0].channels, sensors[0].units, sensors[0].rate_hz)
 
 

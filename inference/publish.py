@@ -10,6 +10,7 @@ from pathlib import Path
 def publish(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` by one rename. Raises OSError; then the old file, if any, is as it was."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -45,6 +45,10 @@ class Reply:
     parts: tuple[Stream, ...] = field(compare=False, repr=False, default=())
     """The stream of every segment, for `score` and `explain`."""
 
+    def __repr__(self) -> str:
+        parts = [repr(s.text) if isinstance(s, Text) else s.modality for s in self.segments]
+        return f"Reply({', '.join(parts)}; {len(self.tokens)} tokens, {self.logprob:.2f} nats, {self.finish})"
+
     @property
     def logprob(self) -> float:
         """Sum over the drawn tokens, in nats."""

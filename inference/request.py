@@ -6,7 +6,7 @@ or None for "any" (the model chooses). A mistake is refused here, by name, with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -14,11 +14,15 @@ import numpy as np
 
 from weft.inference.errors import ProduceError
 from weft.inference.spaces import as_space
+from weft.inference.values import is_integer, is_number
 from weft.tokenizers.segment import ActionSpace, Segment
 from weft.tokenizers.vocabulary import MODALITIES
 
 MOST = {"text": 256, "image": 4096, "video": 16384, "audio": 1500, "sensor": 4096, "action": 4096}
 """Tokens of one produced body at most, where the call does not say: enough for a page, a minute of sound, a megapixel."""
+
+LIMIT = 1 << 18
+"""Tokens of one produced body at most, whatever the call says: a guard against a wrong unit, not a property of the model."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Produce:
     _: KW_ONLY
     max_tokens: int | None = None
     """Body tokens at most; an open-ended body is closed there. None = `MOST` of the modality."""
-    min_tokens: int = 1
-    """Body tokens at least before an open-ended body may close."""
+    min_tokens: int | None = None
+    """Body tokens at least before an open-ended body may close. None = 1."""
     grid: tuple[int, ...] | None = None
     """Image (h, w) or video (frames, h, w) in patches. None: like the last one in the prompt, else the model states it."""
     seconds: float | None = None
@@ -55,20 +59,20 @@ class Produce:
     def __post_init__(self) -> None:
         if self.modality not in MODALITIES:
             raise ProduceError(f"cannot produce {self.modality!r}; modalities are {', '.join(MODALITIES)}, or 'any'")
-        for name in ("max_tokens", "readings", "channels"):
+        for name in ("max_tokens", "min_tokens", "readings", "channels"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-                raise ProduceError(f"{name}={value!r} must be a positive integer")
-        if isinstance(self.min_tokens, bool) or not isinstance(self.min_tokens, int) or self.min_tokens < 1:
-            raise ProduceError(f"min_tokens={self.min_tokens!r} must be a positive integer")
+            if value is not None and not (is_integer(value) and 1 <= value <= LIMIT):
+                raise ProduceError(f"{name}={value!r} must be an integer from 1 to {LIMIT}")
         for name in ("seconds", "rate_hz"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
+            if value is not None and not (is_number(value) and 0 < value < float("inf")):
                 raise ProduceError(f"{name}={value!r} must be a positive number")
         if self.grid is not None:
             sides = {"image": 2, "video": 3}.get(self.modality)
-            if sides is None or len(self.grid) != sides or any(int(n) != n or n < 1 for n in self.grid):
+            grid = tuple(self.grid) if isinstance(self.grid, Sequence | np.ndarray) else ()
+            if len(grid) != sides or not all(is_integer(n) and n >= 1 for n in grid):
                 raise ProduceError(f"grid={self.grid!r} must be (h, w) for an image or (frames, h, w) for a video, in patches")
+            object.__setattr__(self, "grid", tuple(map(int, grid)))
         if self.edit is not None and self.modality not in ("image", "audio"):
             raise ProduceError(f"a part of {self.modality} cannot be kept; edit an Image or an Audio")
         if (self.edit is None) != (self.keep is None):
@@ -85,9 +89,14 @@ class Produce:
         return self.space
 
     @property
+    def least(self) -> int:
+        """Body tokens at least."""
+        return self.min_tokens or 1
+
+    @property
     def most(self) -> int:
         """Body tokens at most."""
-        return self.max_tokens or MOST[self.modality]
+        return max(self.max_tokens or MOST[self.modality], self.least)
 
 
 FIELDS = {
@@ -103,7 +112,9 @@ FIELDS = {
 
 def requested(produce: Any, options: Mapping[str, Any]) -> tuple[Produce, ...] | None:
     """What one request produces, in order. `options` are defaults for every item that they speak about."""
-    if produce == "any":
+    if isinstance(produce, str) and produce == "any":
+        if unused := sorted(name for name, value in options.items() if value is not None and name != "max_tokens"):
+            raise ProduceError(f"{unused[0]}= says nothing about 'any'; name what to produce, or drop it")
         return None
     alone = isinstance(produce, str | Produce | Segment)
     items = [produce] if alone else list(produce) if isinstance(produce, list | tuple) else None
@@ -121,7 +132,7 @@ def requested(produce: Any, options: Mapping[str, Any]) -> tuple[Produce, ...] |
 
 def _one(item: Any, given: Mapping[str, Any]) -> Produce:
     if isinstance(item, Produce):
-        fill = {n: given[n] for n in FIELDS[item.modality] if n in given and getattr(item, n) in (None, 1)}
+        fill = {n: given[n] for n in FIELDS[item.modality] if n in given and getattr(item, n) is None}
         return replace(item, **fill)
     if isinstance(item, Segment):
         own = {name: given[name] for name in FIELDS.get(item.modality, ()) if name in given}

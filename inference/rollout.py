@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from weft.inference.errors import SessionError
+from weft.inference.prompts import as_segments
 from weft.inference.sampling import Sampling
 from weft.inference.session import Session, Sessions, SessionSpec
 from weft.inference.spaces import as_space, to_env
+from weft.inference.values import is_integer
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.clock import segment_start, segment_times
 from weft.tokenizers.segment import Segment, Sensor
@@ -97,11 +99,13 @@ def rollout(
     `demonstrations`: documents or lists of segments that every episode is prompted with. The result of an episode does not
     depend on `batch`.
     """
-    if episodes < 1 or max_steps < 1 or batch < 1:
-        raise SessionError(f"episodes={episodes}, max_steps={max_steps} and batch={batch} must be at least 1")
+    if not all(is_integer(n) and n >= 1 for n in (episodes, max_steps, batch)):
+        raise SessionError(f"episodes={episodes!r}, max_steps={max_steps!r} and batch={batch!r} must be integers of at least 1")
     vector = hasattr(env, "num_envs")
     batch = min(batch, env.num_envs) if vector else batch
     make = None if vector else _maker(env)
+    if not isinstance(spec, EpisodeSpec):
+        raise SessionError(f"a rollout needs an EpisodeSpec(kind, rate_hz), got {type(spec).__name__}")
     done: list[Episode] = []
     for first in range(0, episodes, batch):
         seeds = list(range(seed + first, seed + min(first + batch, episodes)))
@@ -222,7 +226,7 @@ def _before(shown: Sequence[Any], rate_hz: float) -> list[list[Segment]]:
     moved: list[list[Segment]] = []
     end = -step
     for demonstration in reversed(list(shown)):
-        segments = list(getattr(demonstration, "segments", demonstration))
+        segments = list(as_segments(demonstration, "demonstration"))
         starts = [segment_start(s) for s in segments]
         if any(start is None for start in starts):
             moved.insert(0, segments)
@@ -266,4 +270,11 @@ def _maker(env: Any) -> Callable[[], Any]:
         import gymnasium
     except ModuleNotFoundError:
         raise ModuleNotFoundError("rollouts by environment id need gymnasium; pip install 'weft[control]'") from None
-    return lambda: gymnasium.make(env)
+
+    def make() -> Any:
+        try:
+            return gymnasium.make(env)
+        except (gymnasium.error.Error, ImportError) as error:
+            raise SessionError(f"gymnasium does not make {env!r} ({error}); check the id, or give a function") from error
+
+    return make

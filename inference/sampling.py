@@ -10,12 +10,14 @@ renormalise only for the draw. So scoring a reply afterwards gives the same numb
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from weft.inference.errors import SamplingError
+from weft.inference.values import is_integer, is_number
 
 GREEDY_BY_DEFAULT = ("text", "action")
 """Modalities with one right answer more often than not: `temperature=None` means 0 for them and 1 for media."""
@@ -40,19 +42,21 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        def check(name: str, ok: bool, need: str) -> None:
-            if not ok:
-                raise SamplingError(f"{name}={getattr(self, name)!r} is out of range; it must be {need}")
+        def check(name: str, kind: Callable[[Any], bool], fits: Callable[[Any], bool], need: str) -> None:
+            value = getattr(self, name)
+            if value is None and need.startswith("None"):
+                return
+            if not (kind(value) and fits(value)):
+                raise SamplingError(f"{name}={value!r} is out of range; it must be {need}")
+            object.__setattr__(self, name, int(value) if kind is is_integer else float(value))
 
-        number = (int, float)
-        t = self.temperature
-        check("temperature", t is None or (isinstance(t, number) and 0 <= t < float("inf")), "None or a number >= 0")
-        check("top_k", self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1), "None or an integer >= 1")
-        check("top_p", self.top_p is None or 0 < self.top_p <= 1, "None or in (0, 1]")
-        check("min_p", self.min_p is None or 0 <= self.min_p <= 1, "None or in [0, 1]")
-        check("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "a number > 0")
-        check("guidance", 0 <= self.guidance < float("inf"), "a number >= 0")
-        check("seed", isinstance(self.seed, int) and 0 <= self.seed < 2**63, "an integer from 0 to 2^63 - 1")
+        check("temperature", is_number, lambda x: 0 <= x < np.inf, "None or a number >= 0")
+        check("top_k", is_integer, lambda x: x >= 1, "None or an integer >= 1")
+        check("top_p", is_number, lambda x: 0 < x <= 1, "None or a number in (0, 1]")
+        check("min_p", is_number, lambda x: 0 <= x <= 1, "None or a number in [0, 1]")
+        check("repetition_penalty", is_number, lambda x: 0 < x < np.inf, "a number > 0")
+        check("guidance", is_number, lambda x: 0 <= x < np.inf, "a number >= 0")
+        check("seed", is_integer, lambda x: 0 <= x < 2**63, "an integer from 0 to 2^63 - 1")
 
     def temperature_of(self, modality: str) -> float:
         """The temperature for one modality, with the default resolved."""
@@ -90,8 +94,8 @@ def draw(
     if temperature == 0.0:
         return int(legal[int(np.argmax(score))])
     order = np.argsort(-score, kind="stable")
-    score = score[order] / temperature
-    weight = np.exp(score - score[0])
+    with np.errstate(over="ignore"):  # the smallest temperatures: -inf, so a weight of 0
+        weight = np.exp((score[order] - score[order[0]]) / temperature)
     keep = _kept(weight, sampling)
     ends = np.cumsum(weight[:keep])
     at = int(np.searchsorted(ends, noise * ends[-1], side="right"))

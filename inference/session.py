@@ -10,21 +10,21 @@ layers and landmarks, by the spec: older tokens are forgotten, which training ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from weft.inference.engine import Job, feed_pending, result, run
+from weft.inference.engine import Job, feed_pending, run
 from weft.inference.errors import ProduceError, SessionError
 from weft.inference.feed import Part, clone, part_of
-from weft.inference.generate import decode
-from weft.inference.plans import plan_of
-from weft.inference.predict import QUANTILES, Forecast, forecast_of, legal
+from weft.inference.generate import decode, reply_of, stops
+from weft.inference.plans import latest, plan_of
+from weft.inference.predict import QUANTILES, Forecast, ahead, check_forecast, forecast_of, legal
 from weft.inference.prompts import as_segments
-from weft.inference.reply import Reply, Timings
+from weft.inference.reply import Reply
 from weft.inference.request import Produce
 from weft.inference.sampling import Sampling
 from weft.inference.session_file import fill_session, read_session, save_session
@@ -65,6 +65,8 @@ class SessionSpec:
                 raise SessionError(f"{name}={value!r} must be a positive integer or None")
         if self.rate_hz is not None and not 0 < self.rate_hz < float("inf"):
             raise SessionError(f"rate_hz={self.rate_hz!r} must be a positive number")
+        if self.sampling.guidance != 1.0:
+            raise SessionError("guidance needs a second stream without the prompt, which a session has not; leave it out")
         if self.space is not None:
             object.__setattr__(self, "space", as_space(self.space))
 
@@ -158,22 +160,27 @@ class Session:
     # -- questions
 
     def act(self, space: Any = None, time: Any = None) -> np.ndarray:
-        """One legal action, taken now: it becomes part of the stream. int64 scalar, or float64 [dims]."""
+        """One legal action, which becomes part of the stream: int64 scalar, or float64 [dims].
+
+        `time` is when it is taken; None = at the latest reading, frame or sound of the stream.
+        """
         return Sessions([self]).act(space, time)[0]
 
     def say(self, max_tokens: int = 256, **options: Any) -> Reply:
-        """Speak now: the text becomes part of the stream."""
+        """Speak now: the text becomes part of the stream. `options` as in `produce`."""
         return self.produce(Produce("text", max_tokens=max_tokens), **options)
 
-    def produce(self, item: Produce, **options: Any) -> Reply:
-        """Write any segment into the stream. `options` are those of `Sampling`."""
+    def produce(self, item: Produce | str, **options: Any) -> Reply:
+        """Write any segment into the stream. `options` are those of `Sampling` but guidance, and `stop`."""
         return Sessions([self]).produce([item], **options)[0]
 
     def forecast(
-        self, horizon: int, samples: int = 16, kind: str | None = None, quantiles: Sequence[float] = QUANTILES
+        self, horizon: int | float, samples: int = 16, kind: str | None = None, quantiles: Sequence[float] = QUANTILES
     ) -> Forecast:
-        """How a sensor goes on for `horizon` readings. The stream stays as it is."""
-        item = Produce("sensor", readings=horizon, kind=kind, rate_hz=self._rate(kind))
+        """How a sensor goes on for `horizon` readings (int) or seconds (float). The stream stays as it is."""
+        check_forecast(horizon, samples, quantiles)
+        item = ahead(horizon, (), kind, self._rate(kind))
+        plan_of(item, self.tokenizer, self.writer.builder.info)
         self.read()
         twins = [self.fork() for _ in range(samples)]
         sampling = replace(self.spec.sampling, temperature=self.spec.sampling.temperature or 1.0)
@@ -182,7 +189,7 @@ class Session:
             pass
         self.questions += 1
         sensors = [decode(self.tokenizer, job.writer.written)[0] for job in jobs]
-        return forecast_of(sensors, tuple(quantiles))
+        return forecast_of(sensors, quantiles)
 
     def _rate(self, kind: str | None) -> float | None:
         mine = [i for i in self.writer.builder.info if i.modality == "sensor" and kind in (None, i.fields.get("kind"))]
@@ -197,6 +204,8 @@ class Session:
 
     def restore(self, moment: Snapshot) -> None:
         """Go back to a moment of this session or of one with the same spec and model."""
+        if not isinstance(moment, Snapshot):
+            raise SessionError(f"restore takes what snapshot() gave, got {type(moment).__name__}; load_session reads a file")
         self.cache, self.hidden = clone(moment.cache), moment.hidden
         self.writer = Writer(self.tokenizer, fork(moment.builder))
         self.writer.pending = list(moment.pending)
@@ -234,7 +243,9 @@ class Session:
     def _asked(self, job: Job) -> None:
         """Take over what a job has read and written."""
         self.hidden, self.questions = job.hidden, self.questions + 1
-        self.writer.written, self.writer.limited, self.writer.stopped = [], False, False
+        for info in job.writer.written[-1].info[-1:]:
+            self.now = max((t for t in (self.now, info.start) if t is not None), default=None)
+        self.writer.written, self.writer.limited, self.writer.stopped, self.writer.stop = [], False, False, ()
         self._forget()
 
     def _forget(self) -> None:
@@ -276,7 +287,7 @@ class Sessions:
             wanted = as_space(space) if space is not None else session.spec.space
             if wanted is None:
                 raise ProduceError("act() needs a space: give act(space) or SessionSpec(space=...)")
-            now = session.now if time is None else to_ns(time, "time of the action")
+            now = latest(session.writer.builder.info) if time is None else to_ns(time, "time of the action")
             if now is not None and session.now is not None and now < session.now:
                 raise SessionError(
                     f"an action {(session.now - now) / 1e9:.3f} s before the latest segment; act in order of time"
@@ -286,22 +297,32 @@ class Sessions:
         replies = self.produce(items)
         return [legal(reply.action, wanted) for reply, wanted in zip(replies, spaces)]
 
-    def produce(self, items: Sequence[Produce], **options: Any) -> list[Reply]:
-        """One segment of every session, written into its stream."""
-        jobs = []
-        for session, item in zip(self.sessions, items, strict=True):
+    def produce(self, items: Sequence[Produce | str], stop: Any = (), **options: Any) -> list[Reply]:
+        """One segment of every session, written into its stream. `stop` ends a text, as in `generate`."""
+        if len(items) != len(self.sessions):
+            raise SessionError(f"{len(self.sessions)} sessions need as many things to produce, got {len(items)}")
+        ends = stops(stop)
+        drawn = [_sampling(session.spec.sampling, options) for session in self.sessions]
+        wanted = [item if isinstance(item, Produce) else Produce(item) for item in items]
+        for session, item in zip(self.sessions, wanted):
             plan_of(item, session.tokenizer, session.writer.builder.info)
-            jobs.append(session._job(item, session.questions, replace(session.spec.sampling, **options)))
+        jobs = []
+        for session, item, sampling in zip(self.sessions, wanted, drawn):
+            session.writer.stop = ends
+            jobs.append(session._job(item, session.questions, sampling))
         lengths = [len(session) for session in self.sessions]
         for _ in run(self.sessions[0].model, jobs):
             pass
         replies = []
         for session, job, length in zip(self.sessions, jobs, lengths):
-            parts = tuple(job.writer.written)
-            segments = tuple(decode(session.tokenizer, parts))
-            tokens, logprobs, drawn = result(job)
-            timings = Timings(job.first_token_s or 0.0, job.total_s, length, len(tokens))
-            finish = "max_tokens" if job.writer.limited else "done"
-            replies.append(Reply(segments, tokens, logprobs, drawn, finish, timings, parts))  # type: ignore[arg-type]
+            replies.append(reply_of(job, session.tokenizer, length, ends))
             session._asked(job)
         return replies
+
+
+def _sampling(base: Sampling, options: dict[str, Any]) -> Sampling:
+    """The session's sampling with what this call says."""
+    names = tuple(f.name for f in fields(Sampling) if f.name != "guidance")
+    if unknown := sorted(options.keys() - set(names)):
+        raise SessionError(f"a session draws without {unknown[0]!r}; it takes stop, {', '.join(names)}")
+    return replace(base, **options)

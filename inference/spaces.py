@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from weft.inference.errors import SpaceError
+from weft.inference.values import is_integer
 from weft.tokenizers.segment import ActionSpace
 
 
@@ -18,8 +19,17 @@ def as_space(space: Any) -> ActionSpace:
     """`ActionSpace` from ours, from an integer n, or from a gymnasium `Discrete` (from zero) or bounded 1-D `Box`."""
     if isinstance(space, ActionSpace):
         return space
-    if isinstance(space, int) and not isinstance(space, bool):
-        return ActionSpace(n=space)
+    try:
+        return _converted(space)
+    except SpaceError:
+        raise
+    except ValueError as error:  # what ActionSpace refuses
+        raise SpaceError(str(error)) from error
+
+
+def _converted(space: Any) -> ActionSpace:
+    if is_integer(space):
+        return ActionSpace(n=int(space))
     kind = type(space).__name__
     # By name and attributes: gymnasium and its forks agree on these, and none of them has to be installed.
     if kind == "Discrete" and hasattr(space, "n"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from weft.inference.generate import Task, decode, finish, steps, trim
+from weft.inference.generate import Task, cut, decode, finish, steps, trim
 from weft.inference.reply import Piece
 from weft.inference.writer import Writer
 from weft.tokenizers.bundle import StreamTokenizer
@@ -26,7 +26,7 @@ def pieces(model: Any, tokenizer: StreamTokenizer, task: Task) -> Iterator[Piece
     said = 0  # of the open segment: characters, rows or sound tokens that were handed on
     for job in steps(model, tokenizer, task):
         while done < len(job.writer.written):
-            segments = [trim(s, task) for s in decode(tokenizer, job.writer.written[done : done + 1])]
+            segments = [trim(s, task.stop) for s in decode(tokenizer, job.writer.written[done : done + 1])]
             for segment in segments:
                 text = segment.text[said:] if isinstance(segment, Text) else segment
                 yield Piece(done, segment.modality, text, True)
@@ -49,7 +49,8 @@ def _news(tokenizer: StreamTokenizer, task: Task, piece: Parsed, said: int) -> t
     """What can be shown of an open segment beyond `said`, and how far that reaches."""
     owner: Any = tokenizer.tokenizers[piece.modality]
     if piece.modality == "text":
-        return _characters(owner.decode(piece.codes).text, said, max((len(s) for s in task.stop), default=0))
+        text = cut(owner.decode(piece.codes).text, task.stop)
+        return _characters(text, said, max((len(s) for s in task.stop), default=0))
     if piece.modality == "image":
         rows = len(piece.codes) // piece.shape[1]
         if rows > said:

@@ -91,6 +91,12 @@ def test_threads_have_lanes_of_their_own(tiny: Generalist) -> None:
             assert np.array_equal(a.tokens, b.tokens)
 
 
+def test_an_explanation_is_that_of_the_plain_model(tiny: Generalist) -> None:
+    prompt = ["the fox", readings(2)]
+    plain, other = (g.explain(prompt, "jumps") for g in (tiny, Generalist(Uncompiled(tiny.model), tiny.tokenizer)))
+    assert plain == other
+
+
 def test_lanes_of_finished_replies_are_used_again(tiny: Generalist) -> None:
     inner = Uncompiled(tiny.model)
     model = Generalist(inner, tiny.tokenizer)

@@ -17,6 +17,7 @@ from weft.inference.errors import (
     ProduceError,
     PromptError,
     SamplingError,
+    SearchError,
     SessionError,
     SpaceError,
 )
@@ -24,11 +25,13 @@ from weft.inference.generalist import Generalist
 from weft.inference.generate import Request
 from weft.inference.load import load, save
 from weft.inference.request import Produce
-from weft.inference.session import SessionSpec
+from weft.inference.rollout import EpisodeSpec
+from weft.inference.sampling import Sampling
+from weft.inference.session import Sessions, SessionSpec
 from weft.tokenizers.audio import AudioConfig, AudioTokenizer
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.image import ImageConfig, ImageTokenizer
-from weft.tokenizers.segment import Sensor, Text
+from weft.tokenizers.segment import ActionSpace, Sensor, Text
 
 WRONG = {
     "empty list": (PromptError, "empty", lambda g: g.generate([])),
@@ -71,6 +74,42 @@ WRONG = {
     "action without session space": (ProduceError, "needs a space", lambda g: g.session().act()),
     "session of nothing": (PromptError, "empty", lambda g: g.session().push([])),
     "memory of zero": (SessionError, "full_tokens=0", lambda g: SessionSpec(full_tokens=0)),
+    "max_tokens in words": (ProduceError, "max_tokens='x'", lambda g: g.generate("a", max_tokens="x")),
+    "max_tokens of any in words": (ProduceError, "max_tokens='x'", lambda g: g.generate("a", "any", max_tokens="x")),
+    "any with a grid": (ProduceError, "grid= says nothing about 'any'", lambda g: g.generate("a", "any", grid=(2, 2))),
+    "top_p in words": (SamplingError, "top_p='x'", lambda g: g.generate("a", top_p="x")),
+    "min_p in words": (SamplingError, "min_p='x'", lambda g: g.generate("a", min_p="x")),
+    "guidance in words": (SamplingError, "guidance='x'", lambda g: g.generate("a", guidance="x")),
+    "penalty in words": (SamplingError, "repetition_penalty='x'", lambda g: g.generate("a", repetition_penalty="x")),
+    "temperature as truth": (SamplingError, "temperature=True", lambda g: g.generate("a", temperature=True)),
+    "stop of numbers": (SamplingError, "stop=3", lambda g: g.generate("a", stop=3)),
+    "grid of one number": (ProduceError, "grid=4", lambda g: g.generate("a", "image", grid=4)),
+    "sound of years": (ProduceError, "seconds=1000000000.0 needs", lambda g: g.generate("a", "audio", seconds=1e9)),
+    "readings without end": (ProduceError, "readings=1000000000", lambda g: g.generate(readings(), "sensor", readings=10**9)),
+    "long forecast": (ProduceError, "readings=200000 needs", lambda g: g.predict(readings(), horizon=200_000)),
+    "no choice at all": (SpaceError, "n >= 1", lambda g: g.predict("a", action=0)),
+    "too many dimensions": (
+        ProduceError,
+        "128 dimensions",
+        lambda g: g.predict("a", action=ActionSpace(low=(0,) * 128, high=(1,) * 128)),
+    ),
+    "one quantile": (ProduceError, "quantiles=0.5", lambda g: g.predict(readings(), horizon=1, quantiles=0.5)),
+    "no samples": (ProduceError, "samples=0", lambda g: g.predict(readings(), horizon=1, samples=0)),
+    "n for samples": (ProduceError, "samples=", lambda g: g.predict(readings(), horizon=1, n=3)),
+    "index of a list": (PromptError, "mapping", lambda g: g.index(["a"])),
+    "index of another kind": (SearchError, "'flat' or 'hnsw'", lambda g: g.index({"a": "a"}, kind="tree")),
+    "no hits wanted": (SearchError, "k >= 1", lambda g: g.search(g.index({"a": "a"}), "a", k=0)),
+    "payload that is no JSON": (SearchError, "JSON", lambda g: g.index().add(["a"], g.embed("a"), [{1}])),
+    "no threshold": (ProduceError, "threshold=None", lambda g: g.search_or_create(g.index({"a": "a"}), "a", threshold=None)),
+    "session option": (SessionError, "no option 'windw'", lambda g: g.session(windw=3)),
+    "guided session": (SessionError, "guidance", lambda g: g.session(sampling=Sampling(guidance=2.0))),
+    "session draw": (SessionError, "'max_tokns'", lambda g: g.session().say(max_tokns=3)),
+    "session guidance": (SessionError, "'guidance'", lambda g: g.session().produce("image", guidance=2.0)),
+    "session forecast of nothing": (ProduceError, "samples=0", lambda g: g.session(prompt=[readings()]).forecast(3, samples=0)),
+    "restore of a file": (SessionError, "load_session", lambda g: g.session().restore("a.session")),
+    "too few things to produce": (SessionError, "1 sessions need", lambda g: Sessions([g.session()]).produce([])),
+    "rollout without spec": (SessionError, "EpisodeSpec", lambda g: g.rollout(lambda: None, None, 1)),
+    "half an episode": (SessionError, "episodes=1.5", lambda g: g.rollout(lambda: None, EpisodeSpec("imu", 50.0), 1.5)),
     "environment object": (SessionError, "environment", lambda g: g.rollout(object(), None, 1)),
 }
 
@@ -179,6 +218,8 @@ def test_a_query_of_another_model_is_refused(tiny: Generalist, tmp_path: Path) -
     other = Generalist(tiny.model, tiny.tokenizer, digest="another")
     with pytest.raises(IndexFileError, match="another model"):
         other.load_index(tmp_path / "x.index")
+    with pytest.raises(IndexFileError, match="another model"):
+        other.search(index, "the fox")
 
 
 def test_actions_are_always_legal(tiny: Generalist) -> None:
@@ -192,6 +233,20 @@ def test_a_produce_says_the_same_as_options(tiny: Generalist) -> None:
     by_name = tiny.generate("a", "image", grid=(2, 2), seed=1)
     by_object = tiny.generate("a", Produce("image", grid=(2, 2)), seed=1)
     assert np.array_equal(by_name.tokens, by_object.tokens)
+
+
+def test_numbers_of_numpy_are_numbers(tiny: Generalist) -> None:
+    said = {"max_tokens": 5, "top_k": 3, "seed": 2, "n": 2}
+    plain = tiny.generate("a", temperature=0.5, **said)
+    of_numpy = tiny.generate("a", temperature=np.float32(0.5), **{name: np.int64(value) for name, value in said.items()})
+    assert [r.tokens.tolist() for r in plain] == [r.tokens.tolist() for r in of_numpy]
+    assert tiny.predict(readings(), horizon=np.int64(2), samples=2).median.shape == (2, 3)
+    assert int(tiny.predict(readings(), action=np.int64(2))) in (0, 1)
+
+
+def test_what_a_produce_states_is_not_replaced_by_an_option(tiny: Generalist) -> None:
+    reply = tiny.generate([readings()], [Produce("sensor", readings=1), "sensor"], readings=4)
+    assert [len(segment.values) for segment in reply.segments] == [1, 4]
 
 
 def test_a_prompt_beyond_the_limit_is_refused(tiny: Generalist, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ import hashlib
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,3 +322,29 @@ def test_an_empty_prompt_scores_the_continuation_alone(tiny: Generalist) -> None
     alone = tiny.score([[], []], [["the fox"], ["a seven"]])
     assert [s.total for s in alone] == [tiny.score("", "the fox").total, tiny.score([], "a seven").total]
     assert alone[0].bits_per_byte > 0 and alone[0].text_bytes == 7
+
+
+def test_a_stream_shows_nothing_behind_a_stop_string(tiny: Generalist) -> None:
+    """Also where `min_tokens` keeps the text open beyond it."""
+    options = {"max_tokens": 40, "min_tokens": 30, "temperature": 1.0, "seed": 9}
+    whole = tiny.generate("the", **options).text
+    stop = whole[4:6]
+    pieces = tiny.generate("the", stop=stop, stream=True, **options)
+    assert "".join(piece.content for piece in pieces) == whole[: whole.index(stop)]
+
+
+def test_the_first_token_waits_for_the_prompt(tiny: Generalist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time begins with the call, so it holds the time that reading the prompt takes."""
+    extend = tiny.model.extend
+    reads: list[float] = []
+
+    def timed(*args: Any, **keywords: Any) -> Any:
+        began = time.perf_counter()
+        time.sleep(0.05)
+        hidden = extend(*args, **keywords)
+        reads.append(time.perf_counter() - began)
+        return hidden
+
+    monkeypatch.setattr(tiny.model, "extend", timed)
+    reply = tiny.generate("the fox", max_tokens=2)
+    assert reads[0] <= reply.timings.first_token_s <= reply.timings.total_s

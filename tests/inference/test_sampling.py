@@ -22,6 +22,10 @@ def test_draws_follow_the_distribution() -> None:
     assert np.abs(shares(Sampling()) - np.exp(LOGPROB)).max() < 0.03
 
 
+def test_the_smallest_temperature_is_greedy() -> None:
+    assert draw(LOGPROB, ALL, Sampling(temperature=5e-324), "text", 0.99) == 1
+
+
 def test_temperature_sharpens_by_its_power() -> None:
     expected = np.exp(LOGPROB * 2) / np.exp(LOGPROB * 2).sum()
     assert np.abs(shares(Sampling(temperature=0.5)) - expected).max() < 0.03

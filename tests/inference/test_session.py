@@ -9,7 +9,9 @@ import torch
 from tests.inference.conftest import PUSH, make_model, make_tokenizer, picture, readings
 from weft.benchmarks.speed.session import still_seen
 from weft.inference import feed
+from weft.inference.errors import SessionError
 from weft.inference.generalist import Generalist
+from weft.inference.request import Produce
 from weft.inference.rollout import EpisodeSpec
 from weft.inference.sampling import Sampling
 from weft.inference.session import Session, Sessions, SessionSpec
@@ -236,3 +238,48 @@ def test_own_actions_pushed_again_continue_the_same_stream(tiny: Generalist) -> 
         again.push(reading(k), k * STEP_NS)
         again.push(Action(action[None], PUSH), k * STEP_NS, own=True)
     assert (first.state() - again.state()).abs().max() < 1e-5
+
+
+def test_an_action_is_taken_at_the_latest_reading(tiny: Generalist) -> None:
+    """A block of readings that is pushed at once ends later than it starts, and the action belongs to its end."""
+    block, last = readings(1, 5), 4 * STEP_NS
+    now, then = tiny.session(space=4), tiny.session(space=4)
+    for session in (now, then):
+        session.push(block, 0)
+    now.act()
+    then.act(time=last)
+    assert (now.state() - then.state()).abs().max() == 0 and now.now == last
+    with pytest.raises(SessionError, match="in order of time"):
+        now.push(reading(1), last - 1)
+
+
+def test_predict_acts_as_a_session_does(tiny: Generalist) -> None:
+    """The same document, so the same action: its clock is that of what it answers."""
+    for count in range(1, 5):
+        clocked = Sensor(readings(count, count).values, rate_hz=50.0, kind="imu", start=0)
+        session = tiny.session(space=4, sampling=Sampling(temperature=1.0, seed=count))
+        session.push(clocked)
+        reply = session.produce(Produce("action", space=4, start=(count - 1) * STEP_NS))
+        alone = tiny.generate([clocked], "action", space=4, temperature=1.0, seed=count)
+        assert np.array_equal(reply.tokens, alone.tokens)
+        assert np.abs(reply.logprobs - alone.logprobs).max() < 1e-5
+
+
+def test_a_session_stops_where_generate_stops(tiny: Generalist) -> None:
+    options = {"temperature": 1.0, "seed": 5}
+    whole = tiny.generate("the quick", max_tokens=40, **options).text
+    stop = whole[3:5]
+    session = tiny.session(prompt="the quick")
+    said = session.say(40, stop=stop, **options)
+    asked = tiny.generate("the quick", max_tokens=40, stop=stop, **options)
+    assert said.text == asked.text == whole[: whole.index(stop)] and said.finish == asked.finish == "stop"
+    assert session.say(3, **options).finish != "stop"
+
+
+def test_a_horizon_in_seconds_is_one_in_readings(tiny: Generalist) -> None:
+    forecasts = []
+    for horizon in (0.06, 3):
+        session = tiny.session()
+        session.push(readings(1, 4), 0)
+        forecasts.append(session.forecast(horizon, samples=3))
+    assert forecasts[0].values.shape == (3, 3, 3) and np.array_equal(forecasts[0].values, forecasts[1].values)
