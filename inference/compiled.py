@@ -44,6 +44,8 @@ class CompiledModel:
 
         `compiler` makes a function of a step; None is `torch.compile` for any number of documents and slots.
         """
+        if model.config.last_medium:
+            raise CheckpointError("a compiled step sees every live key, and last_medium hides some; load without compile=True")
         self.inner = model
         self._lock = threading.Lock()
         self._pool: list[Lanes] = []

@@ -20,6 +20,7 @@ from weft.inference.errors import SessionFileError
 from weft.inference.feed import ROW, Part
 from weft.inference.publish import publish
 from weft.inference.sampling import Sampling
+from weft.model.media import Media
 from weft.tokenizers.positions import Placer
 from weft.tokenizers.segment import ActionSpace
 from weft.tokenizers.stream import SegmentInfo
@@ -115,6 +116,7 @@ def _facts(session: Any) -> dict[str, Any]:
         },
         "stores": {name: _store(getattr(session.cache, name)) for name in STORES},
         "open_block": session.cache.open_block,
+        "media": vars(session.cache.media) if session.cache.media else None,
         "placer": placer,
         "info": [_info(info) for info in builder.info],
         "blocks": builder.blocks,
@@ -165,6 +167,8 @@ def _fill(blank: Any, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None
             )
         store.data = data.to(store.data.device)
     cache.open_block = facts["open_block"]
+    if cache.media:
+        cache.media = Media(**{name: _tupled(value) for name, value in facts["media"].items()})
     counts = {(name, key): tuple(rest) for name, key, *rest in facts["placer"]["counts"]}
     builder.placer = Placer(**facts["placer"] | {"counts": counts})
     builder.info = tuple(map(_read_info, facts["info"]))

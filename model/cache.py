@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from weft.model.config import ModelConfig
+from weft.model.media import FOREVER, Media
 
-FOREVER = 1 << 62
 FIRST_SLOTS = 64
 
 
@@ -192,6 +192,8 @@ class StreamCache:
         self.full = KeyStore(len(full), config, None, device, dtype)
         self.open_block = -1
         """Two-way block of the last token, -1 outside of one."""
+        self.media = Media(config.last_medium) if config.last_medium else None
+        """Where media began and ended, where the config hides passed ones."""
 
     @property
     def length(self) -> int:
@@ -209,6 +211,8 @@ class StreamCache:
     def to_tensors(self) -> dict[str, Tensor]:
         """A snapshot that safetensors can hold; only live slots are in it."""
         snapshot = {"state": torch.tensor([self.length, self.open_block])}
+        if self.media is not None:
+            snapshot |= self.media.to_tensors()
         for name, store in (("local", self.local), ("full", self.full)):
             snapshot[f"{name}.data"] = store.data[:, :, :, : store.used].clone()
             snapshot[f"{name}.landmarks"] = torch.tensor(store.landmarks, dtype=torch.int64)
@@ -222,6 +226,8 @@ class StreamCache:
             data = snapshot["full.data"]
             cache = cls(config, data.device, data.dtype)
             length, cache.open_block = snapshot["state"].tolist()
+            if cache.media is not None:
+                cache.media = Media.from_tensors(config.last_medium, snapshot)
             for name, store in (("local", cache.local), ("full", cache.full)):
                 store.length = length
                 store.landmarks = snapshot[f"{name}.landmarks"].tolist()

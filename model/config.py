@@ -95,6 +95,9 @@ class ModelConfig:
     """Every n-th layer sees its whole document; 0 means none does."""
     max_landmarks: int | None = None
     """Landmarks kept beyond the window by local layers; None keeps all of a document's."""
+    last_medium: tuple[int, ...] = ()
+    """Modalities, by number, of which a token sees the last preceding medium only, for example (1, 2): images and videos.
+    All layers. For training and `extend`; compiled and paged decoding refuse it."""
     embed_width: int = 128
     """Width of a document's embedding for search."""
     feature_hidden: int | None = None
@@ -132,7 +135,7 @@ class ModelConfig:
                 raise ConfigError(f"model config: {name} must be a mapping from modality, found {getattr(self, name)!r}")
         set_field("feature_sizes", dict(sorted(self.feature_sizes.items())))
         set_field("resample", {k: _resample(k, v) for k, v in sorted(self.resample.items())})
-        for name in ("slices", "rope_split"):
+        for name in ("slices", "rope_split", "last_medium"):
             if not isinstance(getattr(self, name), (list, tuple, type(None))):
                 raise ConfigError(f"model config: {name} must be a list, found {getattr(self, name)!r}")
         slices = self.slices or ((0, self.vocab_size),)
@@ -140,6 +143,7 @@ class ModelConfig:
             raise ConfigError(f"model config: slices must be pairs (first, end), found {slices!r}")
         set_field("slices", tuple((pair[0], pair[1]) for pair in slices))
         set_field("rope_split", None if self.rope_split is None else tuple(self.rope_split))
+        set_field("last_medium", tuple(self.last_medium or ()))
 
     def _check_ratios(self) -> None:
         if self.heads % self.kv_heads:
@@ -177,6 +181,8 @@ class ModelConfig:
             if not isinstance(name, str) or not name.isidentifier():
                 raise ConfigError(f"model config: modality {name!r} must be a plain word, it names a module")
             _check_int(f"feature_sizes[{name}]", size, 1, 2**22)
+        for number in self.last_medium:
+            _check_int("last_medium", number, 0, self.num_modalities - 1)
         for name in self.resample:
             if name not in self.feature_sizes:
                 raise ConfigError(f"model config: resample[{name}] needs feature_sizes[{name}]")

@@ -27,6 +27,7 @@ from weft.model.block import Block, RMSNorm
 from weft.model.cache import FOREVER, CacheError, KeyStore, StreamCache, landmark_deaths
 from weft.model.config import ModelConfig
 from weft.model.embedding import Embedding
+from weft.model.media import Media
 from weft.model.rows import GRAIN, pad_rows
 from weft.model.together import Piece, Plan, Task, together
 
@@ -74,7 +75,9 @@ def extend(model: Trunk, new: Any, caches: Sequence[StreamCache], lengths: Seque
     starts = list(accumulate(lengths, initial=0))
     spans = [(cache, slice(a, b)) for cache, (a, b) in zip(caches, pairwise(starts)) if b > a]
     known: Known = {}
-    plans = [plan(cache, landmark[at], two_way[at], known) for cache, at in spans]
+    kinds = new.modality.tolist() if config.last_medium else []
+    media = [cache.media and cache.media.after(cache.length, kinds[at], landmark[at]) for cache, at in spans]
+    plans = [plan(cache, landmark[at], two_way[at], known, seen) for (cache, at), seen in zip(spans, media)]
     local = [Task(at.start, cache.local, own) for (cache, at), (own, _) in zip(spans, plans)]
     full = [Task(at.start, cache.full, own) for (cache, at), (_, own) in zip(spans, plans)]
     groups = [together(tasks) for tasks in (local, full)]
@@ -88,7 +91,8 @@ def extend(model: Trunk, new: Any, caches: Sequence[StreamCache], lengths: Seque
         for group in groups[is_full]:
             group.attend(place, q, kv, mixed)
         x = block.feed(x + block.attention.out(mixed.flatten(1).to(x.dtype)), total)
-    for (cache, at), (in_local, in_full) in zip(spans, plans):
+    for (cache, at), (in_local, in_full), seen in zip(spans, plans, media):
+        cache.media = seen
         cache.local.commit(in_local.change)
         cache.full.commit(in_full.change)
         cache.open_block = two_way[at.stop - 1]
@@ -107,40 +111,42 @@ def angles(model: Trunk, position: Tensor, rows: int) -> Rotary:
     return whole_turn(cos[:rows], sin[:rows])
 
 
-def plan(cache: StreamCache, landmark: list[bool], two_way: list[int], known: Known) -> tuple[Plan, Plan]:
-    """Plans of the local and of the full layers for one document's new tokens."""
+def plan(cache: StreamCache, landmark: list[bool], two_way: list[int], known: Known, media: Media | None) -> tuple[Plan, Plan]:
+    """Plans of the local and of the full layers for one document's new tokens; `media` are its media behind them."""
     if two_way[0] >= 0 and two_way[0] == cache.open_block:
         raise CacheError(f"two-way block {two_way[0]} was begun in an earlier call; hand in an observed image whole")
-    full = _plan(cache.full, landmark, two_way, known)
+    full = _plan(cache.full, landmark, two_way, known, media)
     window = cache.local.window
     if window is None or cache.length + len(landmark) > window:
-        return _plan(cache.local, landmark, two_way, known), full
+        return _plan(cache.local, landmark, two_way, known, media), full
     change = cache.local.change(len(landmark), [i for i, is_mark in enumerate(landmark) if is_mark])
     cache.local.reserve(change.used)
     return Plan(full.pieces, change), full  # nothing has left the window yet: both kinds see the same
 
 
-def _plan(store: KeyStore, landmark: list[bool], two_way: list[int], known: Known) -> Plan:
+def _plan(store: KeyStore, landmark: list[bool], two_way: list[int], known: Known, media: Media | None) -> Plan:
     count = len(landmark)
     marks = [i for i, is_mark in enumerate(landmark) if is_mark]
     change = store.change(count, marks)
     store.reserve(change.used)
-    if count == 1:
+    if count == 1 and not (media and media.has_passed):
         return Plan(None, change)
     if store.length:
-        return Plan(_pieces(store, marks, np.array(two_way)), change)
-    key = (store.window, store.max_landmarks, tuple(marks), tuple(two_way))
+        return Plan(_pieces(store, marks, np.array(two_way), media), change)
+    key = (store.window, store.max_landmarks, tuple(marks), tuple(two_way), media)
     if key not in known:
-        known[key] = _pieces(store, marks, np.array(two_way))
+        known[key] = _pieces(store, marks, np.array(two_way), media)
     return Plan(known[key], change)
 
 
-def _pieces(store: KeyStore, marks: list[int], two_way: np.ndarray) -> list[Piece]:
+def _pieces(store: KeyStore, marks: list[int], two_way: np.ndarray, media: Media | None) -> list[Piece]:
     """Cut the new tokens into runs of queries and find each run's keys by their lifetimes."""
     n, count, cached = store.length, len(two_way), store.used
     new_born, new_dies = _lifetimes(n, marks, two_way, store)
     born = np.concatenate([np.full(cached, -1), new_born])
     dies = np.concatenate([store.deaths([int(new_born[i]) for i in marks]), new_dies])
+    if media is not None:
+        dies = np.minimum(dies, media.deaths(np.concatenate([store.index(), np.arange(n, n + count)])))
     pieces = []
     for first in range(0, count, QUERIES):
         end = min(first + QUERIES, count)

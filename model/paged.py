@@ -37,8 +37,10 @@ class PagedDecoder:
         page: int = PAGE,
         pages: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        """max_length: tokens of the longest document. page, pages: see `PagedCache`."""
+        """max_length: tokens of the longest document. page, pages: see `PagedCache`. Raises CacheError for `last_medium`."""
         self.model, config = model, model.config
+        if config.last_medium:
+            raise CacheError("a paged cache has no mask for media that have passed; decode a model with last_medium by extend")
         self.full = [config.is_full(layer) for layer in range(config.layers)]
         self.place = [self.full[:layer].count(kind) for layer, kind in enumerate(self.full)]
         self.cache = PagedCache(

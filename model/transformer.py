@@ -26,6 +26,7 @@ from weft.model.config import ConfigError, ModelConfig
 from weft.model.embedding import Embedding
 from weft.model.heads import EmbedHead
 from weft.model.init import initialize
+from weft.model.media import medium_numbers
 from weft.model.moe import MoE
 from weft.model.router import RouterMeter, RouterStats, shift_bias
 from weft.model.rows import stable_linear
@@ -88,11 +89,13 @@ class Transformer(nn.Module):
     def layouts(self, batch: Any) -> tuple[StreamLayout, StreamLayout]:
         """Lifetimes for local and for full layers; one object twice where the window spans the longest document."""
         config = self.config
-        full = StreamLayout.build(batch.document, batch.landmark, batch.two_way, None)
+        medium = medium_numbers(batch.modality, batch.landmark, config.last_medium)
+        tokens = (batch.document, batch.landmark, batch.two_way)
+        full = StreamLayout.build(*tokens, None, medium=medium)
         none_local = all(config.is_full(layer) for layer in range(config.layers))
         if none_local or config.window is None or int((full.document_end - full.document_start).max()) <= config.window:
             return full, full
-        local = StreamLayout.build(batch.document, batch.landmark, batch.two_way, config.window, config.max_landmarks)
+        local = StreamLayout.build(*tokens, config.window, config.max_landmarks, medium)
         return local, full
 
     def rotary(self, position: Tensor) -> Rotary:

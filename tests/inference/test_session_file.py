@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.inference.conftest import PUSH, make_model, picture, readings
-from weft.inference.errors import SessionFileError
+from weft.inference.compiled import CompiledModel
+from weft.inference.errors import CheckpointError, SessionFileError
 from weft.inference.generalist import Generalist
 from weft.inference.sampling import Sampling
 from weft.inference.session import Session
@@ -70,6 +71,17 @@ def test_saving_changes_nothing(tiny: Generalist, tmp_path: Path) -> None:
     one, other = lived(tiny), lived(tiny)
     one.save(tmp_path / "a.session")
     assert go_on(one) == go_on(other) and torch.equal(one.state(), other.state())
+
+
+def test_a_session_that_hides_passed_media_goes_on_as_it_was(tiny: Generalist, tmp_path: Path) -> None:
+    model = make_model(tiny.tokenizer, last_medium=(1, 4))
+    hiding = Generalist(model, tiny.tokenizer, digest="hiding")
+    session = lived(hiding)
+    assert session.cache.media.has_passed
+    session.save(tmp_path / "a.session")
+    assert go_on(hiding.load_session(tmp_path / "a.session")) == go_on(session)
+    with pytest.raises(CheckpointError, match="last_medium"):
+        CompiledModel(model)
 
 
 def test_another_process_goes_on_bit_for_bit(tiny: Generalist, folder: Path, tmp_path: Path) -> None:
