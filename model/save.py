@@ -56,6 +56,7 @@ def from_pretrained(
     Raises `SaveError` for a missing, damaged or unfitting file, `ConfigError` for a config that cannot be built, and `HubError`
     where a hub does not give the repository.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = fetch(str(folder), revision) if is_hub_id(folder) else Path(folder)
@@ -63,7 +64,10 @@ def from_pretrained(
     check_weights(folder / WEIGHTS, config)
     with torch.device("meta"):
         model = Transformer(config)
-    tensors = load_file(folder / WEIGHTS, device=str(device))
+    try:
+        tensors = load_file(folder / WEIGHTS, device=str(device))
+    except SafetensorError as error:  # tensors that overlap or leave gaps
+        raise SaveError(f"{folder / WEIGHTS} cannot be read ({error}); the file is damaged, fetch it again") from None
     if dtype is not None:
         tensors = {name: t if name.endswith("mlp.bias") else t.to(dtype) for name, t in tensors.items()}
     model.load_state_dict(tensors, assign=True)
@@ -120,9 +124,17 @@ def check_weights(path: Path, config: ModelConfig) -> None:
         entry = header[name]
         if not isinstance(entry, dict) or entry.get("shape") != list(shape) or entry.get("dtype") not in DTYPES:
             raise SaveError(f"{path}: {name} must be a float tensor of shape {list(shape)}, the header says {entry!r}")
-        begin, end = entry.get("data_offsets", (0, -1))
+        begin, end = _offsets(entry)
         if end - begin != math.prod(shape) * DTYPES[entry["dtype"]] or not 0 <= begin <= end <= size:
             raise SaveError(f"{path}: {name} lies at bytes {begin}..{end} of {size}; the file is cut short or damaged")
+
+
+def _offsets(entry: dict[str, Any]) -> tuple[int, int]:
+    """First and last byte of a tensor; an impossible pair where the header gives no two integers."""
+    stated = entry.get("data_offsets")
+    if not isinstance(stated, list) or len(stated) != 2 or any(type(at) is not int for at in stated):
+        return 0, -1
+    return stated[0], stated[1]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

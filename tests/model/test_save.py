@@ -90,3 +90,18 @@ def test_damaged_weights_are_refused(folder: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"config\.json"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("offsets", [None, [0], [0, 1, 2], ["a", "b"], [True, 2], {"0": 1}, "overlap"])
+def test_a_header_that_lies_about_places_is_refused(folder: Path, offsets: object) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = json.loads(whole[8 : 8 + length])
+    if offsets == "overlap":  # two tensors of one size at one place
+        offsets = header["norm.weight"]["data_offsets"]
+    header["blocks.0.attention_norm.weight"]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + length :])
+    with pytest.raises(SaveError, match="damaged"):
+        from_pretrained(folder)
