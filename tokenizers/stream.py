@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,23 @@ class SegmentInfo:
     """int64 [groups]: ns of each group after the segment's start."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Other fields of the user's segment (rate_hz, times, channels, units, kind, space)."""
+
+    def part(self, first: int, count: int) -> SegmentInfo:
+        """The same of `count` of its tokens from `first` on, whole groups."""
+        groups = slice(first // self.group, (first + count) // self.group)
+        times, given = self.times[groups], self.fields.get("times")
+        begin = int(times[0]) if len(times) else 0
+        fields = dict(self.fields)
+        if given is not None:
+            of_groups = np.array(given if len(given) == len(self.times) else [], np.int64)[groups] - begin
+            fields["times"] = tuple(of_groups.tolist()) or None
+        return replace(
+            self,
+            grid=(count // math.prod(self.grid[1:]), *self.grid[1:]),
+            start=None if self.start is None else self.start + begin,
+            times=times - begin,
+            fields=fields,
+        )
 
 
 @dataclass(frozen=True)

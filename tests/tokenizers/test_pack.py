@@ -183,6 +183,44 @@ def test_a_segment_longer_than_a_row_is_cut_between_its_groups(segment) -> None:
     assert all(same(a, b) for a, b in zip(parts, unpack(batch)))
 
 
+@pytest.mark.parametrize("timestamps", [False, True], ids=["plain", "timestamps"])
+@pytest.mark.parametrize(
+    "segment",
+    [
+        Text(text="the ball falls " * 20, start=3.0),
+        Audio(samples=np.linspace(0, 1, 200), rate_hz=100.0, start=3.0),
+        Video(frames=np.linspace(0, 1, 240).reshape(40, 2, 3), rate_hz=10.0, start=3.0),
+        Sensor(values=np.linspace(-1, 1, 210).reshape(70, 3), kind="k3", rate_hz=9.0, start=3.0),
+        Action(values=np.arange(150) % 5, space=ActionSpace(n=5), times=np.arange(150) ** 1.1 / 10, start=3.0),
+    ],
+    ids=lambda s: s.modality,
+)
+def test_parts_keep_the_clock_of_what_they_hold(segment, timestamps: bool) -> None:  # type: ignore[no-untyped-def]
+    tok = bundle(timestamps=timestamps)
+    stream = tok.encode(segment)
+    parts, content = cut_stream(stream, 53), tok.entries[segment.modality].content
+    assert len(parts) > 1
+    found = []
+    for part in parts:
+        for piece in parse(part.ids, tok.vocabulary):
+            first, last = piece.body[0], piece.body[1] - 1
+            assert part.time[piece.start] == part.time[first] and part.time[piece.end - 1] == part.time[last]
+            assert piece.stamp in (None, (int(part.time[first]) - 3 * 10**9) // 10**7)
+            if segment.modality != "text":  # a text's tokens go on by one each
+                assert part.position[[piece.start, piece.end - 1], 0].tolist() == part.position[[first, last], 0].tolist()
+        (decoded,) = tok.decode(part)
+        found.append(getattr(decoded, content))
+        assert decoded.start == part.time[1]
+        if segment.modality == "action":
+            body = np.concatenate([np.arange(*piece.body) for piece in parse(part.ids, tok.vocabulary)])
+            assert (np.array(decoded.times) + decoded.start).tolist() == part.time[body].tolist()
+    (whole,) = tok.decode(stream)
+    if segment.modality == "text":
+        assert "".join(found) == segment.text
+    else:
+        assert np.array_equal(np.concatenate(found), getattr(whole, content))
+
+
 def test_an_image_longer_than_a_row_is_an_error_that_says_so() -> None:
     stream = bundle().encode(Image(pixels=np.zeros((9, 9)), name="scan"))
     with pytest.raises(StreamError, match=r"image segment 'scan' has 8\d tokens .* raise its length"):
