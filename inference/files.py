@@ -33,7 +33,7 @@ def read_prompt(items: Sequence[str], rate_hz: float | None = None, kind: str = 
     """Segments from strings: a name of a file is read by its suffix, anything else is text.
 
     `rate_hz` is the rate of sensor tables and of frame folders, `kind` the fitted scaling of the sensor. A name with a
-    known suffix that does not exist is refused, so that a typing error never becomes a text prompt.
+    known suffix that does not exist and a file of another kind are refused, so that neither becomes a text prompt.
     """
     if not items:
         raise PromptError("the prompt is empty; give a text or the name of a file")
@@ -43,7 +43,10 @@ def read_prompt(items: Sequence[str], rate_hz: float | None = None, kind: str = 
 def _read(item: str, rate_hz: float | None, kind: str) -> list[Segment]:
     suffix = Path(item).suffix.lower() if len(item) < 4096 and "\n" not in item else ""
     if suffix not in MEDIA:
-        is_folder = bool(item) and len(item) < 256 and "\x00" not in item and Path(item).is_dir()
+        may_be_path = bool(item) and len(item) < 256 and "\x00" not in item
+        if suffix and may_be_path and Path(item).is_file():
+            raise PromptError(f"{item} is a file of a kind that is not read; convert it to one of {' '.join(MEDIA)}")
+        is_folder = may_be_path and Path(item).is_dir()
         return [Video(item, rate_hz=_needed(rate_hz, item))] if is_folder else [Text(item)]
     path = Path(item)
     if not path.is_file():
@@ -71,7 +74,7 @@ def _needed(rate_hz: float | None, item: str) -> float:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise PromptError(f"{path} is not readable UTF-8 text ({error}); convert it first") from error
 
@@ -80,16 +83,34 @@ Names = tuple[str, ...] | None
 
 
 def _table(path: Path) -> tuple[np.ndarray, Names, Names]:
-    """Readings [N C], channels and units: .npy has no names, .csv a header line like `x [m],y [m]`."""
+    """Readings [N C], channels and units: .npy has no names, .csv may have a header line like `x [m],y [m]`, and gaps."""
     try:
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, allow_pickle=False), np.float64), None, None
-        with path.open(encoding="utf-8") as file:
-            found = [_HEADER.fullmatch(word.strip()) for word in file.readline().split(",")]
+        with path.open(encoding="utf-8-sig") as file:
+            heads = file.readline().split(",")
+            if all(map(_is_number, heads)):
+                file.seek(0)
+                heads = []
+            found = [_HEADER.fullmatch(word.strip()) for word in heads]
             names, units = (tuple(m[i] or "" if m else "" for m in found) for i in (1, 2))
-            return np.loadtxt(file, delimiter=",", ndmin=2), names if all(names) else None, units if all(units) else None
+            values = np.loadtxt(file, delimiter=",", ndmin=2, converters=_number)
+            return values, (names if all(names) else None) or None, (units if all(units) else None) or None
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} is not a table of readings ({error}); save [N channels] numbers") from error
+
+
+def _number(word: str) -> float:
+    """NaN where a cell is empty."""
+    return float(word) if word.strip() else float("nan")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _manifest(path: Path) -> list[Segment]:

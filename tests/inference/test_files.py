@@ -59,6 +59,9 @@ def test_text_and_files_mix_and_typing_errors_do_not_become_text(tmp_path: Path)
         read_prompt([str(tmp_path / "photo.png")])
     with pytest.raises(PromptError, match="empty"):
         read_prompt([])
+    (tmp_path / "song.mp3").write_bytes(b"ID3")
+    with pytest.raises(PromptError, match=r"song\.mp3 is a file of a kind that is not read; convert it to one of .*\.flac"):
+        read_prompt([str(tmp_path / "song.mp3")])
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(PromptError, match="UTF-8"):
         read_prompt([str(tmp_path / "bad.txt")])
@@ -68,6 +71,19 @@ def test_text_and_files_mix_and_typing_errors_do_not_become_text(tmp_path: Path)
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(PromptError, match="not a table"):
         read_prompt([str(tmp_path / "o.npy")], rate_hz=1.0)
+
+
+def test_tables_keep_every_row_and_gap(tmp_path: Path) -> None:
+    """With and without a header, as spreadsheets save them (a byte order mark, empty cells)."""
+    rows = np.array([[1.0, np.nan], [np.nan, 2.0], [3.0, np.nan]])
+    for head, names in (("", None), ("\ufeff", None), ("x [m],y [m]\n", ("x", "y")), ("\ufeffx,y\n", ("x", "y"))):
+        (tmp_path / "t.csv").write_text(f"{head}1,nan\n,2.0\n3,\n", encoding="utf-8")
+        (sensor,) = read_prompt([str(tmp_path / "t.csv")], rate_hz=1.0)
+        assert np.array_equal(sensor.values, rows, equal_nan=True)
+        assert sensor.channels == names and sensor.units == (("m", "m") if "[m]" in head else None)
+    (tmp_path / "t.csv").write_text("x,y\n1,high\n")
+    with pytest.raises(PromptError, match="high"):
+        read_prompt([str(tmp_path / "t.csv")], rate_hz=1.0)
 
 
 def test_a_manifest_is_a_prompt(tmp_path: Path) -> None:
