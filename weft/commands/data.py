@@ -29,13 +29,13 @@ def prepare(
         name: name of the source in reports; the folder's name if left out.
         rate_hz: steps per second of Minari episodes.
     """
+    if out is None:
+        raise UsageError("--out is missing; name the folder that the shards go to")
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from weft.training.data.sources import prepare_from
 
-    if out is None:
-        raise UsageError("--out is missing; name the folder that the shards go to")
     text = "{task.completed:,.0f} documents, {task.fields[mib]:,.1f} MiB, {task.fields[refused]:,} refused"
     console = Console(stderr=True)
     with Progress(
@@ -89,14 +89,14 @@ def fit_tokenizer(
         max_rate_hz: most frames per second that are kept of a video.
         steps: training steps of the codecs of pictures and sound; 0 = the model reads media but cannot produce them.
     """
+    if out is None:
+        raise UsageError("--out is missing; name the folder that the tokenizer goes to")
     from weft.tokenizers.defaults import default_tokenizer
     from weft.tokenizers.stream import StreamConfig
     from weft.training.data.records import restore
     from weft.training.data.shards import ShardDataset
     from weft.training.random import permutation
 
-    if out is None:
-        raise UsageError("--out is missing; name the folder that the tokenizer goes to")
     dataset = ShardDataset(shards, "train")
     read = [dataset.read(int(i)) for i in permutation(len(dataset), 0, "fit")[:sample]]
     documents = [restore(found.members, found.where) for found in read]

@@ -26,9 +26,9 @@ def inspect(
         steps: training steps of each codec that is fitted here; 0 leaves pictures and sound without codes.
         rate_hz: readings or frames per second of .npy, .csv and folders, which have none of their own.
     """
+    document = read_document(files, line, rate_hz)  # a mistake is told before anything heavy is imported
     from weft.tokenizers.inspect import inspect_document
 
-    document = read_document(files, line, rate_hz)
     if tokenizer is not None:
         tokens = open_tokenizer(tokenizer)
     else:
