@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := world,control,search,hub
 TEST_EXTRAS := $(EXTRAS),server,quantize,environments,deepspeed,xformers,eval,bench,data,minari,track,test,dev
 
-.PHONY: quickstart test test-long lint bench clean
+.PHONY: quickstart test test-long lint bench gpu clean
 
 $(VENV)/ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,12 @@ BENCH := --quick --threads 1
 RESULTS := runs/bench
 bench: $(VENV)/test-ready
 	for name in $(SPEED); do $(BIN)/python -m weft.benchmarks.speed.$$name $(BENCH) --json $(RESULTS)/$$name.json || exit 1; done
+
+# On a machine with an NVIDIA GPU and its toolkit: build, parity, checkers and the whole table of docs/kernels.md in one go.
+# `make gpu GPU=--dry-run` tries the steps without one.
+GPU :=
+gpu: $(VENV)/test-ready
+	$(BIN)/python -m weft.benchmarks.speed.gpu_all $(GPU)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,11 +21,13 @@ def attend(backend: str) -> str:
 
     for name in ("landmarks", "images larger than the window", "one-token documents"):
         layout = LAYOUTS[name]("cuda")
-        q, k, v = (torch.randn(len(layout), n, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2))
-        reason = dict(why(q, k, v, layout))[backend]
-        if reason != "runs":
-            return f"skip {reason}"
-        attention(q, k, v, layout, backend=backend).sum().backward()
+        for width in (64, 128):
+            made = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
+            q, k, v = (torch.randn(len(layout), n, width, **made) for n in (4, 2, 2))
+            reason = dict(why(q, k, v, layout))[backend]
+            if reason != "runs":
+                return f"skip {reason}"
+            attention(q, k, v, layout, backend=backend).sum().backward()
     return "done"
 
 
@@ -101,6 +103,7 @@ def broken() -> str:
 PROGRAMS: dict[str, Callable[[], str]] = {
     "triton attention": lambda: attend("triton"),
     "cuda attention": lambda: attend("cuda"),
+    "hopper attention": lambda: attend("hopper"),
     "triton loss": loss,
     "triton experts": experts,
     "cuda norm": norm,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from weft.benchmarks.speed import gpu, gpu_attention, gpu_layers, gpu_step
+from weft.benchmarks.speed import gpu, gpu_all, gpu_attention, gpu_layers, gpu_step
 from weft.benchmarks.speed.gpu_table import SMOKE, Bench, Figure, Goal, Line, NotMeasured, from_row, line, plot, text
 from weft.benchmarks.speed.report import compare
 from weft.commands.kernels import bench as bench_command
@@ -157,3 +158,34 @@ def test_the_plot_draws_lines_that_were_measured(tmp_path: Path) -> None:
 def test_the_arguments_of_a_row_reach_its_contenders() -> None:
     args = argparse.Namespace(smoke=True, quick=False, only="")
     assert [one.group for one in gpu.norm_lines(CPU, args)] == ["norm", "norm"]
+
+
+@without_gpu
+def test_all_of_it_needs_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_all.main(["--out", str(tmp_path / "none")]) == 2
+    assert "no NVIDIA GPU" in capsys.readouterr().out and not (tmp_path / "none").exists()
+
+
+def test_a_step_that_fails_is_told_and_stops_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(name: str, program: str, dry: bool = True, may_fail: bool = False) -> gpu_all.Step:
+        command = (sys.executable, "-c", program)
+        return gpu_all.Step(name, command, command if dry else None, may_fail)
+
+    made = [step("a rival", "exit(1)", may_fail=True), step("build", "exit(0)", dry=False), step("last", "print('seen')")]
+    monkeypatch.setattr(gpu_all, "steps", lambda out: made)
+    assert gpu_all.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    made.insert(1, step("parity", "exit(1)"))
+    assert gpu_all.main(["--dry-run", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "a rival: not there" in said and "build: left out" in said and "parity: FAILED (exit 1" in said
+    assert "seen" in (tmp_path / "last.log").read_text()
+
+
+def test_all_of_it_is_parity_checkers_and_the_table(tmp_path: Path) -> None:
+    found = {step.name: step for step in gpu_all.steps(tmp_path)}
+    assert {"build", "parity", "checkers", "table"} <= set(found)
+    for name in ("parity", "checkers"):
+        assert "gpu" in found[name].command and "--collect-only" in (found[name].dry or ())
+    assert all((gpu_all.ROOT / path).exists() for path in ("tests/kernels", gpu_all.CHECKERS, "constraints.txt"))

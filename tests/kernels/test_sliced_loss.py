@@ -126,3 +126,30 @@ def test_wrong_inputs_are_named(change: dict[str, object], message: str) -> None
     right = {"hidden": hidden, "weight": weight, "target": target, "slice_index": index, "slices": SLICES}
     with pytest.raises(ValueError, match=message):
         sliced_cross_entropy(**{**right, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [5, 192])
+def test_both_backends_on_a_gpu(width: int, dtype: torch.dtype) -> None:
+    """Against float64, with the error of the plain path on a CPU as the measure; a step repeats to the last bit."""
+    slices = ((0, 301), (301, 303), (303, 900))
+    index = torch.tensor([0, 2])[torch.randint(2, (517,))]  # one slice without tokens
+    borders = torch.tensor(slices)[index]
+    target = borders[:, 0] + (torch.rand(517) * (borders[:, 1] - borders[:, 0])).long()
+    hidden, weight, scale = torch.randn(517, width).to(dtype), torch.randn(900, width).to(dtype), torch.rand(2, 517)
+
+    def values(backend: str, device: str, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(device, dtype).requires_grad_() for x in (hidden, weight)]
+        options = {"label_smoothing": 0.1, "z_loss": 0.3, "backend": backend}
+        made = sliced_cross_entropy(*inputs, target.to(device), index.to(device), slices, **options)  # type: ignore[arg-type]
+        total = sum((x * y).sum() for x, y in zip(made, scale.to(device, made[0].dtype)))
+        return [x.detach().cpu().double() for x in (*made, *torch.autograd.grad(total, inputs))]  # type: ignore[arg-type]
+
+    truth, plain = values("torch", "cpu", torch.float64), values("torch", "cpu", dtype)
+    for backend in ("torch", "triton"):
+        first, again = values(backend, "cuda", dtype), values(backend, "cuda", dtype)
+        for number, (a, b, c) in enumerate(zip(first, plain, truth)):
+            allowed = (2 if number < 2 else 3) * (b - c).norm() + 2 * torch.finfo(dtype).eps * c.norm()
+            assert (a - c).norm() <= allowed, (backend, number)
+        assert backend == "torch" or all(torch.equal(a, b) for a, b in zip(first, again))
