@@ -136,12 +136,13 @@ def test_cut_and_hostile_tars_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_media_with_text_beside_it(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_media(tmp_path / "raw" / split, images=2, sounds=1)
-    (tmp_path / "raw" / "train" / "picture0.txt").write_text("red disc")
+    (tmp_path / "raw" / "train" / "picture0.txt").write_text("red disc", encoding="utf-8-sig")  # as Windows saves it
     (tmp_path / "raw" / "train" / "tone0.json").write_text('{"text": "a tone", "speaker": "x"}')
     (tmp_path / "raw" / "train" / "alone.txt").write_text("no medium of this name")
     (tmp_path / "raw" / "train" / "picture1.json").write_text("{broken")
     report = prepare_from(tmp_path / "raw", tmp_path / "out", name="folder")
     assert report.samples == {"train": 2, "val": 3} and report.refused == {"bad manifest": 1}
+    assert "picture1.json" in report.first["bad manifest"] and "save it as JSON in UTF-8" in report.first["bad manifest"]
     picture, tone = read(tmp_path / "out")
     assert kinds(picture) == ["image", "text"] and picture.segments[1].text == "red disc"
     assert kinds(tone) == ["audio", "text"] and tone.metadata["speaker"] == "x" and tone.source == "folder"

@@ -94,9 +94,10 @@ def sample_record(
                     facts = json.loads(data)
                     facts = facts if isinstance(facts, dict) else {"value": facts}
                 else:
-                    words.append(data.decode("utf-8").strip())
+                    words.append(data.decode("utf-8-sig").strip())
             except (ValueError, KeyError, RecursionError) as error:
-                return Record(line, where, {"id": key}, base, blobs, error=f"{where}.{suffix} cannot be read: {error}")
+                said = f"{where}.{suffix} cannot be read: {error}; save it as {'JSON' if kind == 'json' else 'text'} in UTF-8"
+                return Record(line, where, {"id": key}, base, blobs, error=said)
     if "segments" in facts:
         return Record(line, where, {"id": key, "source": source, "split": split, **facts}, base, blobs)
     words += [str(facts.pop(k)) for k in ("caption", "text") if isinstance(facts.get(k), str)]
