@@ -23,6 +23,8 @@ from weft.benchmarks.harness.task import Task, TaskError
 Record = dict[str, Any]
 SMALLEST_SLICE = 5
 """Samples that a slice needs to be compared with others; of one sample there is no interval."""
+UNREAD = "\0"
+"""The answer to a document that cannot be read: nobody says it."""
 CORPUS_ROUNDS = 200
 """Resamples of metrics that are computed from all samples at once."""
 
@@ -49,35 +51,41 @@ def _figure(task: Task, metric: str, records: Sequence[Record], rounds: int) -> 
     if about.pool == "corpus":
         estimate, left = _corpus(metric, records), 0
     else:
-        scores, left = sample_scores(task, metric, records)
-        estimate = _estimate(about, scores, task.answer == "control", rounds)
+        scores, kept = sample_scores(task, metric, records)
+        estimate, left = _estimate(about, scores, task.answer == "control", rounds), len(records) - len(kept)
     return {**(_plain(estimate) if estimate else {"value": None}), "higher_is_better": about.higher, "left_out": left}
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
+    """As JSON; one sample has no interval."""
+    told = {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(estimate).items()}
+    return told if estimate.n > 1 else {"value": told["value"], "n": estimate.n}
 
 
 def _estimate(about: Measure, scores: np.ndarray, episodes: bool, rounds: int) -> Estimate | None:
     if not len(scores):
         return None
+    if about.pool == "mean" and episodes:
+        return t_interval(scores)
+    return bootstrap(scores, _pooled(about), rounds=rounds)
+
+
+def _pooled(about: Measure) -> Callable[[np.ndarray], float] | None:
+    """How scores of samples become one figure; None: their mean."""
     if about.pool == "mean":
-        return t_interval(scores) if episodes else bootstrap(scores, rounds=rounds)
-    pooled = m.ratio if about.pool == "ratio" else lambda counts: float(np.exp(min(m.ratio(counts), 700.0)))
-    return bootstrap(scores, pooled, rounds=rounds)
+        return None
+    return m.ratio if about.pool == "ratio" else lambda counts: float(np.exp(min(m.ratio(counts), 700.0)))
 
 
-def sample_scores(task: Task, metric: str, records: Sequence[Record]) -> tuple[np.ndarray, int]:
-    """[n] or [n 2] per sample and how many had to be left out because a failure has no worst value."""
+def sample_scores(task: Task, metric: str, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
+    """[n] or [n 2] per sample, and the records behind them: without failures where the metric has no worst value."""
     about = measure(metric)
     if about.text:
-        scores = list(_text_scores(task, metric, records))
-        return np.array(scores, np.float64), 0
-    scores = [r["scores"][metric] for r in records if metric in r.get("scores", {})]
-    lost = len(records) - len(scores)
-    if about.worst is not None and about.pool == "mean":
-        return np.array([*scores, *([about.worst] * lost)], np.float64), 0
-    return np.array(scores, np.float64), lost
+        return _text_scores(task, metric, records), list(records)
+    worst = about.worst if about.pool == "mean" else None
+    found = [(r.get("scores", {}).get(metric, worst), r) for r in records]
+    known = [(score, r) for score, r in found if score is not None]
+    return np.array([score for score, _ in known], np.float64), [r for _, r in known]
 
 
 def _said(record: Record) -> str:
@@ -166,17 +174,17 @@ def _frechet(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _corpus(metric: str, records: Sequence[Record]) -> Estimate | None:
-    """A figure of all samples at once; resampling draws samples, as everywhere."""
-    rows = [(_said(r), (_accepted(r) or [""])[0], float(r.get("confidence", 1.0))) for r in records]
+    """A figure of all samples at once, by the first accepted answer; resampling draws samples, as everywhere."""
+    rows = [(_said(r).strip(), [a.strip() for a in _accepted(r)] or [UNREAD], float(r.get("confidence", 1.0))) for r in records]
 
     def statistic(picked: np.ndarray) -> float:
         some = [rows[int(i)] for i in picked]
-        said, right = [s.strip() for s, _, _ in some], [r.strip() for _, r, _ in some]
+        said, right = [s for s, _, _ in some], [accepted[0] for _, accepted, _ in some]
         if metric == "macro_f1":
             return m.macro_f1(said, right)
         if metric == "corpus_bleu":
             return m.corpus_bleu(said, right)
-        return m.calibration_error([c for _, _, c in some], m.accuracy(said, right).tolist())
+        return m.calibration_error([c for _, _, c in some], [float(s in accepted) for s, accepted, _ in some])
 
     return bootstrap(np.arange(len(rows)), statistic, rounds=CORPUS_ROUNDS) if rows else None
 
@@ -197,19 +205,17 @@ def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str,
             except TaskError:
                 continue
             kept.append(record)
-        scores, left = sample_scores(task, metric, kept)
-        if left or not len(scores):
-            out[column] = {"note": f"{left or len(records)} samples have no score or no {column!r}"}
+        scores, scored = sample_scores(task, metric, kept)
+        if len(scored) < len(kept) or not scored:
+            out[column] = {"note": f"{len(records) - len(scored)} samples have no score or no {column!r}"}
             continue
-        rates = scores if scores.ndim == 1 else scores[:, 0] / np.maximum(scores[:, 1], 1e-12)
-        aligned = _aligned(about, labels, kept, metric)
-        counts = Counter(aligned)
-        large = [i for i, label in enumerate(aligned) if counts[label] >= SMALLEST_SLICE]
-        if len({aligned[i] for i in large}) < 2:
+        counts = Counter(labels)
+        large = [i for i, label in enumerate(labels) if counts[label] >= SMALLEST_SLICE]
+        if len({labels[i] for i in large}) < 2:
             note = f"fewer than two values have {SMALLEST_SLICE} samples or more; ask more documents (--limit)"
             out[column] = {"metric": metric, "note": note, "sizes": dict(sorted(counts.items()))}
             continue
-        gap = slice_gap(column, [aligned[i] for i in large], [float(rates[i]) for i in large], rounds=rounds)
+        gap = slice_gap(column, [labels[i] for i in large], scores[large], _pooled(about), rounds=rounds)
         out[column] = {
             "metric": metric,
             "best": str(gap.best if about.higher else gap.worst),
@@ -219,12 +225,3 @@ def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str,
             "too_small": {name: n for name, n in sorted(counts.items()) if n < SMALLEST_SLICE},
         }
     return out
-
-
-def _aligned(about: Measure, labels: list[str], records: Sequence[Record], metric: str) -> list[str]:
-    """Labels in the order in which `sample_scores` lists samples: failed ones come last where scores are stored."""
-    if about.text:
-        return labels
-    whole = [label for label, r in zip(labels, records) if metric in r.get("scores", {})]
-    rest = [label for label, r in zip(labels, records) if metric not in r.get("scores", {})]
-    return [*whole, *rest]

@@ -6,6 +6,7 @@ words or numbers, scores that need the media, new tokens. Text metrics are compu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from weft.benchmarks.harness.likelihood import score_all
 from weft.benchmarks.harness.media_files import keep
 from weft.benchmarks.harness.metrics import normalise, psnr, retrieval, ssim
 from weft.benchmarks.harness.questions import Question
+from weft.benchmarks.harness.samples import Sample
 from weft.benchmarks.harness.signals import features, forecast_scores, mel_error_db
 from weft.benchmarks.harness.task import Task, TaskError
+from weft.inference.generalist import Generalist
+from weft.inference.generate import Request
 from weft.tokenizers.media.image import load_image
 from weft.tokenizers.segment import Audio, Image, Segment, Sensor, Text
 
@@ -44,10 +47,31 @@ def answer(model: Any, task: Task, questions: Sequence[Question], setting: Setti
     return ASK[task.answer](model, task, questions, setting)
 
 
+def _made(model: Any, task: Task, questions: Sequence[Question], setting: Setting, **defaults: Any) -> list[Any]:
+    """One reply per question. Each draws noise of its own: with one seed for all, equal questions have one and the same answer,
+    and an interval that takes them for many."""
+    produce: Any = [*task.first, task.answer] if task.first else task.answer
+    options = {**defaults, **task.produce}
+    if not isinstance(model, Generalist):
+        return list(model.generate([list(q.prompt) for q in questions], produce, seed=setting.seed, **options))
+    return list(
+        model.generate([Request(list(q.prompt), produce, {"seed": _own(setting.seed, q.key), **options}) for q in questions])
+    )
+
+
+def _own(seed: int, key: str) -> int:
+    """The seed of one sample, from 0 to 2^63 - 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") >> 1
+
+
 def _texts(model: Any, task: Task, questions: Sequence[Question], setting: Setting) -> list[Record]:
-    options = {"max_tokens": 64, "temperature": 0.0, "seed": setting.seed, **task.produce}
-    replies = model.generate([list(q.prompt) for q in questions], "text", **options)
+    replies = _made(model, task, questions, setting, max_tokens=64, temperature=0.0)
     return [{"answer": r.text, "reference": q.reference, **_cost(r)} for q, r in zip(questions, replies, strict=True)]
+
+
+def _said(task: Task, reply: Any) -> Record:
+    """The words before a medium, kept to be looked at."""
+    return {"said": reply.text} if "text" in task.first else {}
 
 
 def _cost(reply: Any) -> Record:
@@ -80,7 +104,7 @@ def _choices(model: Any, task: Task, questions: Sequence[Question], setting: Set
 
 
 def _images(model: Any, task: Task, questions: Sequence[Question], setting: Setting) -> list[Record]:
-    replies = model.generate([list(q.prompt) for q in questions], "image", **{"seed": setting.seed, **task.produce})
+    replies = _made(model, task, questions, setting)
     records = []
     for q, reply in zip(questions, replies, strict=True):
         made = reply.image
@@ -93,17 +117,17 @@ def _images(model: Any, task: Task, questions: Sequence[Question], setting: Sett
                     f"the picture made is {a.shape[:2]}, the reference {b.shape[:2]}; set produce: {{grid: [h, w]}}"
                 )
             scores = {"psnr": float(psnr([a], [b])[0]), "ssim": float(ssim([a[..., 0]], [b[..., 0]])[0])}
-        records.append({"scores": scores, **_media_record(task, q, made, setting, Image), **_cost(reply)})
+        records.append({"scores": scores, **_media_record(task, q, made, setting, Image), **_said(task, reply), **_cost(reply)})
     return _judged(model, task, questions, [r.image for r in replies], records, setting)
 
 
 def _sounds(model: Any, task: Task, questions: Sequence[Question], setting: Setting) -> list[Record]:
-    replies = model.generate([list(q.prompt) for q in questions], "audio", **{"seed": setting.seed, **task.produce})
+    replies = _made(model, task, questions, setting)
     records = []
     for q, reply in zip(questions, replies, strict=True):
         made = reply.audio
         scores = {"mel_error": mel_error_db(made, _first(q, Audio))} if "mel_error" in task.metrics else {}
-        records.append({"scores": scores, **_media_record(task, q, made, setting, Audio), **_cost(reply)})
+        records.append({"scores": scores, **_media_record(task, q, made, setting, Audio), **_said(task, reply), **_cost(reply)})
     return _judged(model, task, questions, [r.audio for r in replies], records, setting)
 
 
@@ -181,7 +205,7 @@ def _rows(segment: Any) -> np.ndarray:
 
 
 def _bits(model: Any, task: Task, questions: Sequence[Question], setting: Setting) -> list[Record]:
-    found = score_all(model, [q.prompt for q in questions], [list(q.reference) for q in questions])
+    found = model.score([list(q.prompt) for q in questions], [list(q.reference) for q in questions])
     records = []
     for score in found:
         scores: dict[str, Any] = {}
@@ -199,14 +223,16 @@ def _bits(model: Any, task: Task, questions: Sequence[Question], setting: Settin
     return records
 
 
-def rank_all(model: Any, queries: Sequence[Question], gallery: Sequence[Question]) -> list[Record]:
-    """Retrieval: every query against the whole gallery; relevant are items of the same `pair`, itself left out."""
+def rank_all(model: Any, queries: Sequence[Question], gallery: Sequence[Question], lost: Sequence[Sample] = ()) -> list[Record]:
+    """Retrieval: every query against the whole gallery; relevant are items of the same `pair`, itself left out. Items that
+    cannot be read (`lost`) are there to be found, and never are."""
     # Both sides are embedded document by document: the embedding of one never depends on the others.
     a = cast(np.ndarray, model.embed([list(q.prompt) for q in queries]))
     b = cast(np.ndarray, model.embed([list(q.prompt) for q in gallery]))
-    similarity = a @ b.T
-    same = np.array([[q.key == g.key for g in gallery] for q in queries])
-    relevant = np.array([[q.pair is not None and q.pair == g.pair for g in gallery] for q in queries]) & ~same
+    similarity = np.concatenate([a @ b.T, np.full((len(a), len(lost)), -np.inf)], axis=1)
+    items: list[Question | Sample] = [*gallery, *lost]
+    same = np.array([[q.key == item.key for item in items] for q in queries])
+    relevant = np.array([[q.pair is not None and q.pair == item.pair for item in items] for q in queries]) & ~same
     similarity[same] = -np.inf
     found = retrieval(similarity, relevant)
     out: list[Record] = []
@@ -216,7 +242,7 @@ def rank_all(model: Any, queries: Sequence[Question], gallery: Sequence[Question
             continue
         best = int(np.argmax(similarity[i]))
         scores = {name: float(values[i]) for name, values in found.items()}
-        out.append({"answer": gallery[best].key, "scores": scores, "gallery": len(gallery), "relevant": int(relevant[i].sum())})
+        out.append({"answer": items[best].key, "scores": scores, "gallery": len(items), "relevant": int(relevant[i].sum())})
     return out
 
 

@@ -87,8 +87,15 @@ class Asker:
         return [self._finished(sample, records[sample.key]) for sample in part]
 
     def _ranked(self, questions: list[Question]) -> list[Record]:
-        gallery = [question(self.task, s, Variant(), self.seed) for s in self.data.gallery]
-        return rank_all(self.model, questions, gallery)
+        gallery, lost = [], []
+        for sample in self.data.gallery:
+            try:
+                gallery.append(question(self.task, sample, Variant(), self.seed))
+            except ModuleNotFoundError:
+                raise
+            except Exception:
+                lost.append(sample)
+        return rank_all(self.model, questions, gallery, lost)
 
     def _divided(
         self, items: list[tuple[Sample, Question]], ask: Callable[[list[Question]], list[Record]]

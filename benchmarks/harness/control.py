@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.benchmarks.harness.environments import Shown, make_env, spread_of
+from weft.benchmarks.harness.environments import Shown, begin, make_env, spread_of
 from weft.benchmarks.harness.media_files import write_png
 from weft.benchmarks.harness.metrics import normalised_return
 from weft.benchmarks.harness.questions import SLOT, Variant, words
@@ -42,7 +42,7 @@ def returns_scale(task: Task, root: Path) -> dict[str, float] | None:
     name, _, path = control.scale.partition("#")
     try:
         value = json.loads((root / name).read_text(encoding="utf-8"))
-        for step in path.split("/"):
+        for step in filter(None, path.split("/")):
             value = value[step]
         return {name: float(_mean(value[name])) for name in ("random", "expert")}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -82,13 +82,10 @@ def play(
     for part in _runs(open_seeds, 1 if own else batch):
         assert player is not None
         found = player.episodes(part)
-        for record in found:
-            _score(record, scale)
-            record["digest"] = task.digest()
-        file.add(found)
+        file.add([{**record, "digest": task.digest()} for record in found])
         done += len(part)
         progress(done, len(seeds))
-    return [file.records[str(s)] for s in seeds]
+    return [_scored(file.records[str(s)], scale) for s in seeds]
 
 
 def chance(task: Task, root: Path, episodes: int) -> list[Record]:
@@ -99,7 +96,7 @@ def chance(task: Task, root: Path, episodes: int) -> list[Record]:
     for seed in range(control.first_seed, control.first_seed + episodes):
         env = make_env(task)
         try:
-            env.reset(seed=seed)
+            begin(env, seed)
             env.action_space.seed(seed)
             total, length, over = 0.0, 0, False
             while not over and length < control.max_steps:
@@ -110,8 +107,7 @@ def chance(task: Task, root: Path, episodes: int) -> list[Record]:
             record = {"key": str(seed), "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         finally:
             env.close()
-        _score(record, scale)
-        records.append(record)
+        records.append(_scored(record, scale))
     return records
 
 
@@ -126,13 +122,14 @@ def _runs(seeds: Sequence[int], size: int) -> list[list[int]]:
     return runs
 
 
-def _score(record: Record, scale: dict[str, float] | None) -> None:
+def _scored(record: Record, scale: dict[str, float] | None) -> Record:
+    """A record with its place on the scale, which is not on file: a file of returns may have been corrected since."""
+    if scale is None:
+        return record
     if record.get("failed"):
-        record["scores"] = {"return": scale["random"]} if scale else {}
-        return
-    total = record["scores"]["return"]
-    if scale:
-        record["scores"]["normalised_return"] = float(normalised_return([total], scale["random"], scale["expert"])[0])
+        return {**record, "scores": {"return": scale["random"]}}
+    place = float(normalised_return([record["scores"]["return"]], scale["random"], scale["expert"])[0])
+    return {**record, "scores": {**record["scores"], "normalised_return": place}}
 
 
 def _demonstrations(task: Task, pool: Sequence[Sample], seed: int) -> list[list[Segment]]:
@@ -233,7 +230,7 @@ def strip(task: Task, record: Record, path: Path) -> str | None:
         logging.getLogger(__name__).warning("%s cannot be drawn: %s", task.name, error)
         return None
     try:
-        env.reset(seed=int(record["key"]))
+        begin(env, int(record["key"]))
         frames, wanted = (
             [np.asarray(env.render())],
             set(np.linspace(0, len(actions) - 1, FRAMES - 1).round().astype(int).tolist()),

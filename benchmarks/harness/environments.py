@@ -51,6 +51,16 @@ def make_env(task: Task, render: bool = False) -> Any:
     return env
 
 
+def begin(env: Any, seed: int) -> tuple[Any, Any]:
+    """The episode with this seed, whatever was played before: some wrappers (Meta-World's choice of a goal) draw from the
+    environment's generator before they pass the seed on, so the generator is set first."""
+    from gymnasium.utils.seeding import np_random
+
+    env.unwrapped.np_random = np_random(seed)[0]
+    first: tuple[Any, Any] = env.reset(seed=seed)
+    return first
+
+
 def observer(control: Control) -> Callable[[Any], Segment]:
     """How an observation is shown, see `Control.observe`."""
     how, _, key = control.observe.partition(":")
@@ -107,7 +117,7 @@ class Shown:
 
     def reset(self, *, seed: int) -> tuple[Segment, Any]:
         """The first observation of the episode with this seed."""
-        seen, info = self.env.reset(seed=seed)
+        seen, info = begin(self.env, seed)
         self.rng = np.random.default_rng(list(hashlib.sha256(f"{self.seed}/{seed}".encode()).digest()[:8]))
         self.recent.clear()
         self.openings[seed] = opening(seen, info)

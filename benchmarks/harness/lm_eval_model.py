@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from weft.benchmarks.harness.likelihood import score_all
 from weft.inference.generate import Request
 from weft.inference.load import load
 from weft.tokenizers.segment import Audio, Image, Segment, Text
@@ -115,7 +114,7 @@ def model_class() -> type[Any]:
         def _likelihoods(self, args: Sequence[Any]) -> list[tuple[float, bool]]:
             prompts = [prompt(a[0], a[2] if len(a) > 2 else {}) for a in args]
             whats = [[Text(a[1].lstrip())] for a in args]
-            scores = score_all(self.weft, prompts, whats)
+            scores = self.weft.score(prompts, whats)
             return [(s.total, g) for s, g in zip(scores, self._greedy(prompts, whats, scores), strict=True)]
 
         def _greedy(self, prompts: Sequence[Any], whats: Sequence[Any], scores: Sequence[Any]) -> list[bool]:
@@ -135,7 +134,7 @@ def model_class() -> type[Any]:
             """Log-likelihood of whole texts behind nothing but the opening of a document."""
 
             def work(args: Sequence[Any]) -> list[float]:
-                return [s.total for s in score_all(self.weft, [() for _ in args], [[Text(a[0])] for a in args])]
+                return [s.total for s in self.weft.score([[] for _ in args], [[Text(a[0])] for a in args])]
 
             return self._kept("loglikelihood_rolling", requests, in_batches([r.args for r in requests], self.size, work))
 

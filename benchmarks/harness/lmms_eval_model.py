@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from weft.benchmarks.harness.likelihood import score_all
 from weft.benchmarks.harness.lm_eval_model import in_batches, options
 from weft.inference.generate import Request
 from weft.inference.load import load
@@ -95,7 +94,7 @@ def model_class() -> type[Any]:
             def work(args: Sequence[Any]) -> list[Any]:
                 prompts = [prompt(a[0], self._things(a[2], tuple(a[3:6])) if len(a) > 2 else []) for a in args]
                 said = [a[1](self.task_dict[a[4]][a[5]][a[3]]) if callable(a[1]) else a[1] for a in args]
-                scores = score_all(self.weft, prompts, [[Text(str(words).lstrip())] for words in said])
+                scores = self.weft.score(prompts, [[Text(str(words).lstrip())] for words in said])
                 # 0.7.3 turns a bare pair into a string on its way to the metric; inside a GenerationResult it stays a pair.
                 return [GenerationResult(text=(-s.total, False), token_counts=None) for s in scores]
 

@@ -175,8 +175,8 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[float], bin
 
 
 def macro_f1(predictions: Sequence[Any], references: Sequence[Any]) -> float:
-    """Mean over classes of F1. A corpus metric."""
-    labels = sorted(set(references) | set(predictions), key=str)
+    """Mean of F1 over the classes that are right somewhere: an answer that is no class is a miss. A corpus metric."""
+    labels = sorted(set(references), key=str)
     scores = []
     for label in labels:
         hit = sum(p == label and r == label for p, r in zip(predictions, references, strict=True))

@@ -5,41 +5,51 @@ In: folders that the runner wrote. Out: an HTML file; pictures and sounds are in
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weft.benchmarks.harness.cards import medium, sample
 from weft.benchmarks.harness.names import slug
+from weft.benchmarks.harness.record_file import read_records
 from weft.benchmarks.harness.table import COST, cost, figure, rows
 
-SHOWN = 4
-"""Best and worst samples of each task and model."""
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1d2433;background:#fff}
-table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}td,th{border-bottom:1px solid #d8dde6;
-padding:.25rem .7rem;text-align:left;vertical-align:top}th{background:#f3f5f8}h2{margin-top:2.2rem}.worst{border-left:4px solid
-#c8553d}.best{border-left:4px solid #3d8c6c}.sample{display:inline-block;margin:.3rem;padding:.4rem .6rem;background:#f7f8fa;
-max-width:20rem;vertical-align:top;overflow-wrap:anywhere}img{image-rendering:pixelated;min-width:72px;max-width:100%}
-small{color:#5b6577}.wide{max-width:100%}
-@media(prefers-color-scheme:dark){body{background:#14171d;color:#e3e7ee}th{background:#222833}.sample{background:#1d222b}
-td,th{border-color:#38404d}small{color:#9aa5b5}}
+:root{--ink:#1d2433;--soft:#5b6577;--line:#dfe3ea;--back:#fff;--card:#f7f8fa;--good:#2f7d5d;--bad:#c2523a;--link:#2458b8}
+@media(prefers-color-scheme:dark){:root{--ink:#e3e7ee;--soft:#9aa5b5;--line:#38404d;--back:#14171d;--card:#1d222b;--good:#58b98f;
+--bad:#e0795f;--link:#8ab0ff}}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:var(--ink);background:var(--back)}
+h1{margin-bottom:.3rem}h2{margin:2.6rem 0 .1rem;padding-top:.8rem;border-top:1px solid var(--line);font-size:1.25rem}h3{margin:
+1.1rem 0 .3rem;font-size:1rem;color:var(--soft)}p{margin:.35rem 0}a{color:var(--link);text-decoration:none}
+.scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
+td,th{padding:.28rem .8rem .28rem 0;text-align:left;vertical-align:top;white-space:nowrap}
+tr.task td,thead th{border-top:1px solid var(--line)}
+th,small,.soft{color:var(--soft);font-weight:500}.bad{color:var(--bad)}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.7rem;margin:.4rem 0 1rem}
+.card{background:var(--card);border-radius:.45rem;border-top:3px solid var(--good);padding:.55rem .75rem;overflow-wrap:anywhere}
+.worst .card{border-color:var(--bad)}.card p{margin:.15rem 0}.pair{display:flex;gap:.8rem;margin-top:.4rem}figure{margin:0}
+figcaption{color:var(--soft);font-size:.8rem}img{image-rendering:pixelated;width:96px;background:#888}img.wide{width:100%}
+audio{width:13rem;height:2.2rem}summary{cursor:pointer;color:var(--soft)}
 """
 
 
 def compare(folders: Mapping[str, Path], path: str | Path) -> Path:
     """Write the page for models by label."""
     results = {label: json.loads((folder / "results.json").read_text(encoding="utf-8")) for label, folder in folders.items()}
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>weft evaluation</title><style>{STYLE}</style>"]
-    parts += ["<h1>Evaluation</h1>", _about(results), _table(results)]
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>weft evaluation</title><style>{STYLE}</style><h1>Evaluation</h1>",
+        _about(results),
+        _table(results),
+    ]
     for task in dict.fromkeys(name for found in results.values() for name in found["tasks"]):
-        about = next((r["tasks"][task]["about"] for r in results.values() if task in r["tasks"]), "")
-        parts.append(f"<h2>{html.escape(task)}</h2><p>{html.escape(about)}</p>")
+        parts.append(_heading(task, next(r["tasks"][task] for r in results.values() if task in r["tasks"])))
         for label, found in results.items():
             if task in found["tasks"]:
-                parts.append(_task(label, found["tasks"][task], folders[label] / slug(task)))
+                parts += [f"<h3>{html.escape(label)}</h3>"] if len(results) > 1 else []
+                parts.append(_task(found["tasks"][task], folders[label] / slug(task)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(parts) + "</html>\n", encoding="utf-8")
@@ -48,52 +58,90 @@ def compare(folders: Mapping[str, Path], path: str | Path) -> Path:
 
 def _about(results: Mapping[str, Any]) -> str:
     lines = [
-        f"<tr><td>{html.escape(label)}</td><td>{html.escape(r['model'])}</td><td><small>{html.escape(r['weights'][:16])}</small></td>"
-        f"<td>{r['seed']}</td></tr>"
+        f"<tr><td>{html.escape(label)}<td>{html.escape(r['model'])}<td class=soft>{html.escape(r['weights'][:16])}"
+        f"<td>{r['seed']}</tr>"
         for label, r in results.items()
     ]
-    return f"<table><tr><th>name<th>checkpoint<th>weights<th>seed</tr>{''.join(lines)}</table>"
+    return f"<div class=scroll><table><tr><th>name<th>checkpoint<th>weights<th>seed</tr>{''.join(lines)}</table></div>"
 
 
 def _table(results: Mapping[str, Any]) -> str:
-    listed = rows(results)
-    columns = list(dict.fromkeys([*results, *(c for _, _, cells in listed for c in cells)]))
-    head = "".join(f"<th>{html.escape(c)}" for c in columns)
-    body = []
-    for task, metric, cells in listed:
-        values = "".join(f"<td>{html.escape(cells.get(c, ''))}" for c in columns)
-        failed = "/".join(str(r["tasks"].get(task, {}).get("failed", "-")) for r in results.values())
-        body.append(f"<tr><td>{html.escape(task)}<td>{html.escape(metric)}{values}<td>{failed}</tr>")
-    return f"<table><tr><th>task<th>metric{head}<th>failed</tr>{''.join(body)}</table>"
+    """Every metric of every task: a column per model, and what a figure has to be compared with."""
+    body, before = [], None
+    for task, metric, cells in rows(results):
+        known = [found["tasks"].get(task, {}) for found in results.values()]
+        up = next((k["metrics"][metric]["higher_is_better"] for k in known if metric in k.get("metrics", {})), True)
+        values = "".join(f"<td>{_figure(cells.get(label, ''))}" for label in results)
+        beside = ", ".join(f"{name} {value}" for name, value in cells.items() if name not in results)
+        failed = "/".join(str(k.get("failed", "-")) for k in known) if task != before else ""
+        mark = " class=bad" if failed.strip("0/-") else ""
+        link = f"<a href='#{slug(task)}'>{html.escape(task)}</a>" if task != before else ""
+        arrow = "&uarr;" if up else "&darr;"
+        body.append(
+            f"<tr{' class=task' if link else ''}><td>{link}<td class=soft>{html.escape(metric)} {arrow}{values}"
+            f"<td class=soft>{html.escape(beside)}<td{mark}>{failed}</tr>"
+        )
+        before = task
+    head = "".join(f"<th>{html.escape(label)}" for label in results)
+    return (
+        f"<div class=scroll><table><thead><tr><th>task<th>metric{head}<th>to compare with<th>failed</thead>{''.join(body)}"
+        "</table></div><p><small>In brackets: 95 % intervals. An arrow says which way is better.</small></p>"
+    )
 
 
-def _task(label: str, found: Mapping[str, Any], folder: Path) -> str:
-    parts = [f"<h3>{html.escape(label)}</h3>"]
+def _figure(told: str) -> str:
+    """A figure, its interval in a softer tone."""
+    value, _, rest = html.escape(told).partition(" ")
+    return f"{value} <small>{rest}</small>" if rest.startswith("[") else html.escape(told)
+
+
+def _heading(task: str, about: Mapping[str, Any]) -> str:
+    asked = [f"answer: {about['answer']}"]
+    asked += [f"{about['shots']} demonstrations"] if about.get("shots") else []
+    asked += [f"{about['samples']} samples"] if "samples" in about else []
+    return (
+        f"<h2 id='{slug(task)}'>{html.escape(task)}</h2><p>{html.escape(about.get('about', ''))} "
+        f"<small>({html.escape(', '.join(asked))})</small></p>"
+    )
+
+
+def _task(found: Mapping[str, Any], folder: Path) -> str:
+    """What one model did in one task."""
     if found.get("not_applicable"):
-        return parts[0] + f"<p>{html.escape(found['not_applicable'])}</p>"
+        return f"<p>{html.escape(found['not_applicable'])}</p>"
+    told = [f"<b>{html.escape(name)}</b> {_figure(figure(about))}" for name, about in found["metrics"].items()]
+    parts = [f"<p>{' &ensp; '.join(told)}</p>"]
+    for reason, count in found.get("failures", {}).items():
+        parts.append(f"<p class=bad>{count} failed: {html.escape(reason)}</p>")
     for kind in ("missing", "corrupt"):
         if found.get(kind):
-            lines = "".join(_variant(name, about) for name, about in {"whole": found, **found[kind]}.items())
-            heads = "".join(f"<th>{html.escape(m)}" for m in found["metrics"])
-            parts.append(f"<table><tr><th>{kind}{heads}<th>failed</tr>{lines}</table>")
-    if told := cost(found):
-        parts.append(f"<p><small>{', '.join(f'{name} {value}' for name, value in zip(COST, told))}</small></p>")
+            parts.append(_variants(kind, found))
     for column, gap in found.get("slices", {}).items():
         parts.append(_slices(column, gap))
-    for reason, count in found.get("failures", {}).items():
-        parts.append(f"<p>{count} failed: {html.escape(reason)}</p>")
     for name, file in found.get("strips", {}).items():
-        parts.append(f"<p class='{name}'>{name} episode<br>{_media(folder / 'media' / file, 'wide')}</p>")
+        parts.append(f"<figure><figcaption>{name} episode</figcaption>{medium(folder / 'media' / file, 'wide')}</figure>")
+    if took := cost(found):
+        parts.append(f"<p><small>{', '.join(f'{name} {value}' for name, value in zip(COST, took))}</small></p>")
     return "".join(parts) + _samples(found, folder)
+
+
+def _variants(kind: str, found: Mapping[str, Any]) -> str:
+    """The figures as inputs are removed or spoilt."""
+    lines = []
+    for name, about in {"whole": found, **found[kind]}.items():
+        cells = "".join(f"<td>{_figure(figure(f))}" for f in about["metrics"].values())
+        lines.append(f"<tr><td>{html.escape(name)}{cells}<td>{about['failed']}</tr>")
+    heads = "".join(f"<th>{html.escape(m)}" for m in found["metrics"])
+    return f"<div class=scroll><table><tr><th>{kind}{heads}<th>failed</tr>{''.join(lines)}</table></div>"
 
 
 def _slices(column: str, gap: Mapping[str, Any]) -> str:
     """Best and worst value of a metadata column, and every one of them."""
     if "gap" not in gap:
-        return f"<p>by {html.escape(column)}: {html.escape(gap['note'])}</p>"
-    head = f"{gap['metric']} by {column}: {gap['worst']} is worst, {gap['best']} best, gap {figure(gap['gap'])}"
+        return f"<p><small>by {html.escape(column)}: {html.escape(gap['note'])}</small></p>"
+    head = f"{gap['metric']} by {column}: {gap['best']} is best, {gap['worst']} worst, gap {figure(gap['gap'])}"
     lines = "".join(
-        f"<tr><td>{html.escape(name)}<td>{html.escape(figure(about))}<td>{about['n']}" for name, about in gap["slices"].items()
+        f"<tr><td>{html.escape(name)}<td>{_figure(figure(about))}<td>{about['n']}" for name, about in gap["slices"].items()
     )
     return (
         f"<details><summary>{html.escape(head)}</summary><table><tr><th>{html.escape(column)}<th>{html.escape(gap['metric'])}"
@@ -101,76 +149,12 @@ def _slices(column: str, gap: Mapping[str, Any]) -> str:
     )
 
 
-def _variant(name: str, about: Mapping[str, Any]) -> str:
-    cells = "".join(f"<td>{html.escape(figure(f))}" for f in about["metrics"].values())
-    return f"<tr><td>{html.escape(name)}{cells}<td>{about['failed']}</tr>"
-
-
-def goodness(record: Mapping[str, Any], metrics: Mapping[str, Any]) -> float:
-    """How good a sample is by itself, for choosing what to show: failed below all, then by the first score on record."""
-    if record.get("failed"):
-        return float("-inf")
-    for name, about in metrics.items():
-        value = record.get("scores", {}).get(name)
-        if value is not None:
-            value = value[0] / max(value[1], 1e-12) if isinstance(value, list) else value
-            return float(value) if about["higher_is_better"] else -float(value)
-    right = record.get("reference")
-    said = str(record.get("answer", "")).strip().lower()
-    hit = said in [str(r).strip().lower() for r in (right if isinstance(right, list) else [right])]
-    return float(hit) + 0.5 * float(record.get("confidence", 0.0)) * (1 if hit else -1)
-
-
 def _samples(found: Mapping[str, Any], folder: Path) -> str:
-    file = folder / str(found.get("records", ""))
-    if not file.is_file():
-        return ""
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    order = sorted(records, key=lambda r: (-goodness(r, found["metrics"]), r["key"]))
-    best, worst = order[:SHOWN], order[SHOWN:][-SHOWN:]
-    return "".join(
-        f"<p>{''.join(_sample(r, name, folder) for r in some)}</p>" for name, some in (("best", best), ("worst", worst)) if some
-    )
-
-
-def _sample(record: Mapping[str, Any], kind: str, folder: Path) -> str:
-    lines = [f"<small>{html.escape(str(record['key']))}</small>"]
-    if record.get("failed"):
-        lines.append(html.escape(record["failed"]))
-    for name in ("answer", "reference", "judged"):
-        value = record.get(name)
-        if isinstance(value, str | list):
-            lines.append(f"{name}: {html.escape(str(value))}")
-    for name, value in record.get("scores", {}).items():
-        shown = value[0] / max(value[1], 1e-12) if isinstance(value, list) else value
-        lines.append(f"{html.escape(name)} {shown:.3g}")
-    if isinstance(record.get("answer"), dict):
-        lines.append(_curves(record["answer"]))
-    for said, name in (("made", "media"), ("true", "true_media")):
-        if record.get(name):
-            lines.append(f"<small>{said}</small> {_media(folder / 'media' / 'whole' / record[name])}")
-    return f"<span class='sample {kind}'>{'<br>'.join(lines)}</span>"
-
-
-def _media(path: Path, style: str = "") -> str:
-    """A picture or a sound inside the page."""
-    if not path.is_file():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    if path.suffix == ".wav":
-        return f"<audio controls src='data:audio/wav;base64,{data}'></audio>"
-    return f"<img class='{style}' alt='' src='data:image/png;base64,{data}'>"
-
-
-def _curves(answer: Mapping[str, Any]) -> str:
-    """Median forecast and truth of the first channel."""
-    lines = {name: [float(row[0]) for row in answer[name]] for name in ("truth", "median") if name in answer}
-    values = [v for line in lines.values() for v in line]
-    low, span = min(values), max(max(values) - min(values), 1e-9)
-    drawn = []
-    for name, line in lines.items():
-        step = 180 / max(len(line) - 1, 1)
-        points = " ".join(f"{i * step:.1f},{58 - 54 * (v - low) / span:.1f}" for i, v in enumerate(line))
-        color = "#5b6577" if name == "truth" else "#2f6fd0"
-        drawn.append(f"<polyline fill='none' stroke='{color}' stroke-width='2' points='{points}'/>")
-    return f"<svg width='184' height='62' role='img' aria-label='truth grey, forecast blue'>{''.join(drawn)}</svg>"
+    """Cards of the best and of the worst samples."""
+    records = read_records(folder / str(found["records"])) if found.get("shown") else {}
+    parts = []
+    for kind, keys in found.get("shown", {}).items():
+        cards = "".join(sample(records[key], folder) for key in keys if key in records)
+        if cards:
+            parts.append(f"<p><small>{kind}</small></p><div class='cards {kind}'>{cards}</div>")
+    return "".join(parts)

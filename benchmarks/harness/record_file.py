@@ -15,6 +15,23 @@ from typing import Any
 Record = dict[str, Any]
 
 
+def _whole(path: Path) -> list[tuple[str, Record]]:
+    """Lines and records up to the first torn one: what follows it was not promised to be whole."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            found.append((line, {**record, "key": record["key"]}))
+        except (ValueError, KeyError, TypeError):
+            break
+    return found
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """The latest record of every key; nothing where there is no file."""
+    return {record["key"]: record for _, record in _whole(path)} if path.is_file() else {}
+
+
 class RecordFile:
     """Records by key; safe to append from threads."""
 
@@ -26,15 +43,9 @@ class RecordFile:
             self._read()
 
     def _read(self) -> None:
-        whole = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                self.records[record["key"]] = record
-                whole.append(line)
-            except (ValueError, KeyError, TypeError):
-                break  # what follows a torn line was not promised to be whole
-        text = "".join(line + "\n" for line in whole)
+        whole = _whole(self.path)
+        self.records = {record["key"]: record for _, record in whole}
+        text = "".join(line + "\n" for line, _ in whole)
         if text != self.path.read_text(encoding="utf-8"):
             draft = self.path.with_suffix(".part")
             draft.write_text(text, encoding="utf-8")

@@ -26,6 +26,7 @@ from weft.benchmarks.harness.names import slug
 from weft.benchmarks.harness.questions import Picker, Variant, random_picker, similar_picker
 from weft.benchmarks.harness.record_file import RecordFile
 from weft.benchmarks.harness.samples import TaskData, data_digest, task_data
+from weft.benchmarks.harness.shown import extremes
 from weft.benchmarks.harness.specialist import judge_from
 from weft.benchmarks.harness.task import Task, TaskError
 from weft.benchmarks.harness.variants import removals, spoilt
@@ -131,7 +132,7 @@ class _Run:
             "seconds": round(time.perf_counter() - begun, 3),
             "peak_memory_gib": peak_memory_gib(),
         }
-        return {**head, **found, "data": data_digest(data.samples), "times": times}
+        return {**head, **found, "data": data.digest(), "times": times}
 
     # -- control
 
@@ -204,7 +205,7 @@ class _Run:
         )
         records, file = asker.ask(Variant(), self._key(data, Variant()))
         rounds = self.config.rounds
-        out: dict[str, Any] = {**summarise(self.task, records, rounds), "records": file}
+        out: dict[str, Any] = {**summarise(self.task, records, rounds), "records": file, "shown": extremes(self.task, records)}
         if self.task.slices:
             out["slices"] = gaps(self.task, records, rounds)
         if self.task.baselines:
@@ -230,6 +231,7 @@ class _Run:
             self.task.digest(),
             str(getattr(self.model, "digest", "")),
             type(self.model).__name__,
+            str(getattr(getattr(self.model, "model", None), "device", "")),
             str(self.config.seed),
             variant,
             data_digest(data.pool) if data.pool else "",
@@ -264,10 +266,3 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
-
-
-def headline(task_result: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The first metric of a task and its figure."""
-    for name, figure in task_result.get("metrics", {}).items():
-        return name, figure
-    return None

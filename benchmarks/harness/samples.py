@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ class Sample:
         return (self.digest, self.key) < (other.digest, other.key)
 
 
-def read_samples(where: Path, split: str, limit: int | None = None) -> list[Sample]:
-    """The samples behind a manifest or a folder of shards, sorted by content; `limit` takes the first of them."""
+def read_samples(where: Path, split: str) -> list[Sample]:
+    """The samples behind a manifest or a folder of shards, sorted by content."""
     if where.is_dir():
         found = _from_shards(where, split)
     elif where.is_file():
@@ -47,7 +47,7 @@ def read_samples(where: Path, split: str, limit: int | None = None) -> list[Samp
         raise TaskError(f"{where} does not exist; paths of a task count from --data, else from the folder of its file")
     if not found:
         raise TaskError(f"{where} holds no documents")
-    return _unique(sorted(found)[:limit])
+    return _unique(sorted(found))
 
 
 def _unique(samples: list[Sample]) -> list[Sample]:
@@ -104,8 +104,19 @@ def _digest(value: dict[str, Any], base: Path) -> str:
                 path = base / name
                 files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
                 for file in files:
-                    sha.update(file.read_bytes() if file.is_file() else b"missing")
+                    sha.update(_file_digest(file, *_age(file)) if file.is_file() else b"missing")
     return sha.hexdigest()
+
+
+def _age(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_digest(file: Path, size: int, changed_ns: int) -> bytes:
+    """SHA-256 of a medium, which several tasks of a run name."""
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def _from_shards(folder: Path, split: str) -> list[Sample]:
@@ -157,15 +168,22 @@ class TaskData:
 
 
 def task_data(task: Task, root: Path, limit: int | None = None) -> TaskData:
-    """Open everything that a task names. Raises `TaskError` where a file is missing."""
+    """Open everything that a task names; `limit` takes so many questions by content. Raises `TaskError` for a missing file.
+
+    A training document that is a test document too is neither shown nor learnt from.
+    """
     data = task.data
 
-    def some(name: str | None, split: str, most: int | None = None) -> list[Sample]:
-        return read_samples(root / name, split, most) if name else []
+    def some(name: str | None, split: str) -> list[Sample]:
+        return read_samples(root / name, split) if name else []
 
-    return TaskData(
-        some(data.manifest or data.shards, data.split, limit),
-        some(data.train, "train"),
-        some(data.gallery, data.split),
-        some(task.judge, "train"),
-    )
+    samples = some(data.manifest or data.shards, data.split)
+    asked = {sample.digest for sample in samples}
+
+    def unseen(name: str | None) -> list[Sample]:
+        found = [sample for sample in some(name, "train") if sample.digest not in asked]
+        if name and not found:
+            raise TaskError(f"every document of {name} is asked in the test; name the training split")
+        return found
+
+    return TaskData(samples[:limit], unseen(data.train), some(data.gallery, data.split), unseen(task.judge))

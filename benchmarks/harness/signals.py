@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weft.benchmarks.harness.metrics import crps, mase
+from weft.benchmarks.harness.metrics import coverage, crps, mase
 from weft.tokenizers.media.audio import load_audio
 from weft.tokenizers.media.image import load_image, resize
 from weft.tokenizers.media.video import load_video
@@ -93,5 +93,5 @@ def forecast_scores(samples: np.ndarray, truth: np.ndarray, history: np.ndarray)
         "mase": mase(median, truth, history),
         "crps": crps(samples, truth),
         "over_persistence": [float(np.abs(median - truth).mean()), float(np.abs(last - truth).mean())],
-        "coverage_90": float(((truth >= low) & (truth <= high)).mean()),
+        "coverage_90": coverage(low, high, truth),
     }

@@ -61,18 +61,27 @@ class Gap:
     slices: dict[str, Estimate]
 
 
-def slice_gap(column: str, labels: Sequence[Hashable], scores: Sequence[float], *, rounds: int = 1000, seed: int = 0) -> Gap:
-    """How far the best and the worst slice are apart; resamples inside each slice."""
+def slice_gap(
+    column: str,
+    labels: Sequence[Hashable],
+    scores: Sequence[float] | np.ndarray,
+    statistic: Callable[[np.ndarray], float] | None = None,
+    *,
+    rounds: int = 1000,
+    seed: int = 0,
+) -> Gap:
+    """How far the best and the worst slice are apart; resamples inside each slice. `scores`, `statistic`: as in `bootstrap`."""
     values = np.asarray(scores, dtype=np.float64)
+    figure = statistic or (lambda x: float(x.mean()))
     groups = {label: values[[i for i, other in enumerate(labels) if other == label]] for label in sorted(set(labels), key=str)}
-    means = {label: float(group.mean()) for label, group in groups.items()}
+    means = {label: figure(group) for label, group in groups.items()}
     best, worst = max(means, key=lambda k: means[k]), min(means, key=lambda k: means[k])
     rng = np.random.default_rng(seed)
 
     def resampled(group: np.ndarray) -> np.ndarray:
-        return group[rng.integers(0, len(group), size=(rounds, len(group)))].mean(1)
+        return np.array([figure(group[draw]) for draw in rng.integers(0, len(group), size=(rounds, len(group)))])
 
     spread = resampled(groups[best]) - resampled(groups[worst])
     low, high = np.quantile(spread, [0.025, 0.975])
     gap = Estimate(means[best] - means[worst], float(low), float(high), len(values))
-    return Gap(column, best, worst, gap, {str(k): bootstrap(g, rounds=rounds, seed=seed) for k, g in groups.items()})
+    return Gap(column, best, worst, gap, {str(k): bootstrap(g, figure, rounds=rounds, seed=seed) for k, g in groups.items()})

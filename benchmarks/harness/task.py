@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from weft.benchmarks.harness.measures import MEASURES
 from weft.benchmarks.harness.yaml_lines import Node, TaskError, build, read_yaml
+from weft.inference.request import FIELDS
+from weft.inference.sampling import Sampling
 
 Answer = Literal["text", "choices", "image", "audio", "forecast", "retrieval", "control", "bits"]
 ANSWERS: tuple[str, ...] = get_args(Answer)
@@ -97,13 +99,15 @@ class Control:
     random: float | None = None
     expert: float | None = None
     scale: str | None = None
-    """`FILE#key.key`: a JSON object with the returns `random` and `expert`, instead of the two above."""
+    """`FILE` or `FILE#key/key`: a JSON object with the returns `random` and `expert`, instead of the two above."""
     history: int | None = None
     """Observations that a policy sees, itself included; None: all of the episode."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.max_steps < 1 or self.rate_hz <= 0:
-            raise TaskError("control needs episodes, max_steps and rate_hz above zero")
+        if self.episodes < 1 or self.max_steps < 1 or not 0 < self.rate_hz < float("inf") or self.history == 0:
+            raise TaskError("control needs episodes, max_steps, rate_hz and history above zero")
+        if self.first_seed < 0 or (self.history is not None and self.history < 0):
+            raise TaskError("control.first_seed and control.history are never negative")
         if self.frame and (len(self.frame) != 2 or min(self.frame) < 1):
             raise TaskError(f"control.frame is {list(self.frame)}; write [height, width] in pixels")
         if (self.random is None) != (self.expert is None):
@@ -149,6 +153,8 @@ class Task:
     """Demonstrations from `data.train` before the question."""
     pick: Literal["random", "similar"] = "random"
     """How demonstrations are chosen; `similar` by the model's own embeddings."""
+    first: tuple[Modality, ...] = ()
+    """What is produced before the answer: `[text]` where words come before a picture. It is kept, not scored."""
     produce: dict[str, Any] = field(default_factory=dict)
     """Options of `generate`."""
     control: Control | None = None
@@ -178,7 +184,8 @@ class Task:
                 raise TaskError(f"baseline {baseline!r} does not fit answer {self.answer!r}; use {fit}")
         needs = {
             "choices": (self.answer == "choices", bool(self.choices)),
-            "control": (self.answer == "control", self.control is not None and self.data.environment is not None),
+            "control": (self.answer == "control", self.control is not None),
+            "data.environment": (self.answer == "control", self.data.environment is not None),
             "forecast": (self.answer == "forecast", self.forecast is not None),
             "data.gallery": (self.answer == "retrieval", self.data.gallery is not None),
             "data.train": (
@@ -191,10 +198,43 @@ class Task:
         for key, (needed, there) in needs.items():
             if needed and not there:
                 raise TaskError(f"task {self.name!r} needs {key}; add it")
-        if isinstance(self.choices, str) and not self.choices.startswith("metadata."):
-            raise TaskError(f"choices is {self.choices!r}; give a list, or metadata.NAME")
-        if self.shots < 0:
-            raise TaskError(f"shots is {self.shots}; it must be 0 or more")
+            if there and not needed and key != "data.train":
+                raise TaskError(
+                    f"{key} says nothing about answer {self.answer!r} with metrics {', '.join(self.metrics)}; drop it"
+                )
+        if self.shots < 0 or not self.within_s > 0:
+            raise TaskError(f"shots is {self.shots}, within_s {self.within_s}; they must be 0 or more, and above 0")
+        self._check_choices()
+        self._check_produce()
+
+    def _check_choices(self) -> None:
+        """Every answer that the file itself calls right must be one that can be given."""
+        if self.reference.map and self.reference.metadata is None:
+            raise TaskError("reference.map renames a metadata entry; name it by reference.metadata")
+        if isinstance(self.choices, str):
+            if not self.choices.startswith("metadata."):
+                raise TaskError(f"choices is {self.choices!r}; give a list, or metadata.NAME")
+            return
+        if len(set(self.choices)) < len(self.choices):
+            raise TaskError(f"choices has {max(self.choices, key=self.choices.count)!r} twice; keep one")
+        strange = [said for said in self.reference.map.values() if self.choices and said not in self.choices]
+        if strange:
+            raise TaskError(f"reference.map leads to {strange[0]!r}, which is not in choices ({', '.join(self.choices)})")
+
+    def _check_produce(self) -> None:
+        """`first` and the options of `generate`: a misspelt one would fail every sample."""
+        drawn = self.answer in ("text", "image", "audio", "forecast")
+        if self.first and (not drawn or self.answer == "forecast" or set(self.first) & {"all", "action", self.answer}):
+            raise TaskError(f"first is {list(self.first)}; name other modalities that are produced before text, image or audio")
+        known = {f.name for f in fields(Sampling)} - {"seed"}
+        if self.answer == "forecast":
+            known |= {"rate_hz", "quantiles"}
+        else:
+            known |= {"stop"} | {n for made in (*self.first, self.answer) for n in FIELDS.get(made, ())} - {"edit", "keep"}
+        wrong = [name for name in self.produce if not drawn or name not in known]
+        if wrong:
+            have = ", ".join(sorted(known)) if drawn else "none"
+            raise TaskError(f"produce has no option {wrong[0]!r} for answer {self.answer!r}; it has {have}")
 
     def digest(self) -> str:
         """SHA-256 of everything that the task says."""

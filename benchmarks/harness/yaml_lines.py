@@ -46,7 +46,11 @@ def read_yaml(path: str | Path) -> Node:
     """The one document of a file."""
     path = Path(path)
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        _no_aliases(text, path)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if tree is not None:
+            return _node(tree, path)
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read ({error}); give a YAML file in UTF-8") from error
     except yaml.YAMLError as error:
@@ -55,9 +59,18 @@ def read_yaml(path: str | Path) -> Node:
         raise TaskError(
             f"{path}{line} is not YAML ({getattr(error, 'problem', error)}); check indentation and quotes"
         ) from None
-    if tree is None:
-        raise TaskError(f"{path} is empty; a task file needs at least name, data, answer and metrics")
-    return _node(tree, path)
+    except RecursionError:
+        raise TaskError(f"{path} is nested too deeply; a task has four levels") from None
+    raise TaskError(f"{path} is empty; a task file needs at least name, data, answer and metrics")
+
+
+def _no_aliases(text: str, path: Path) -> None:
+    """An alias can stand for itself, or for a billion copies: a task needs none."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise TaskError(
+                f"{path} line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not read; write the value out"
+            )
 
 
 def _node(tree: yaml.Node, path: Path) -> Node:
@@ -69,6 +82,8 @@ def _node(tree: yaml.Node, path: Path) -> Node:
     if isinstance(tree, yaml.MappingNode):
         found: dict[Any, Node] = {}
         for key, value in tree.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise TaskError(f"{path} line {key.start_mark.line + 1}: a key must be a plain name")
             name = _scalar(key, path)
             if name in found:
                 raise TaskError(f"{path} line {key.start_mark.line + 1}: key {name!r} is written twice; keep one")

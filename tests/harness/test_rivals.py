@@ -71,8 +71,8 @@ def test_one_table_and_one_page_for_all(tiny: Generalist, causal: Path, data: Pa
     assert rival in said and "exact_match" in said and "not for it" in said
     page = compare({name: tmp_path / name for name in results}, tmp_path / "compare.html").read_text()
     assert "peak memory" in said and "peak memory" in page
-    assert "<small>made</small> <img" in page and "<small>true</small> <img" in page
-    assert page.index("<h2>name") < page.index("<h2>write") < page.index("<h2>draw")  # the order of the task file
+    assert re.search("<img [^>]*><figcaption>made<", page) and re.search("<img [^>]*><figcaption>true<", page)
+    assert page.index("<h2 id='name") < page.index("<h2 id='write") < page.index("<h2 id='draw")  # the order of the task file
     assert "data:image/png" in page and "<svg" in page and all(name in page for name in results)
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", page)
 

@@ -40,6 +40,19 @@ WRONG = {
     ("answer: choices\nchoices: [one, two]\nmetrics: [accuracy]", "answer: bits\nmetrics: ['perplexity:smell']"): (
         "line 1: metric 'perplexity:smell' is unknown"
     ),
+    ("shots: 2", "shots: 2\nproduce: {max_token: 3}"): "line 1: produce has no option 'max_token' for answer 'choices'",
+    ("choices: [one, two]", "choices: [one, one]"): "line 1: choices has 'one' twice",
+    (
+        "shots: 2",
+        "reference: {metadata: label, map: {0: one, 1: too}}",
+    ): "line 1: reference.map leads to 'too', which is not in",
+    ("shots: 2", "reference: {map: {0: one}}"): "line 1: reference.map renames a metadata entry; name it",
+    ("shots: 2", "judge: b.jsonl"): "line 1: judge says nothing about answer 'choices' with metrics accuracy; drop it",
+    ("shots: 2", "forecast: {readings: 2, kind: x}"): "line 1: forecast says nothing about answer 'choices'",
+    ("manifest: a.jsonl", "environment: CartPole-v1"): "line 1: data.environment says nothing about answer 'choices'",
+    ("shots: 2", "first: [text]"): "line 1: first is ['text']; name other modalities",
+    ("[one, two]\nmetrics: [accuracy]", "&c [one, two]\nmetrics: *c"): "line 5: aliases (*c) are not read",
+    ("shots: 2", "? [a]\n: 2"): "line 6: a key must be a plain name",
 }
 
 
