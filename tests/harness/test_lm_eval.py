@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from weft.benchmarks.harness.lm_eval_model import command_line
 from weft.benchmarks.harness.runner import EvalConfig, evaluate
 from weft.benchmarks.harness.task import load_tasks
 from weft.inference.generalist import Generalist
@@ -22,19 +23,21 @@ CHOICES = ["dark", "light", "a seven"]
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The same questions as lm-eval tasks (JSON lines and YAML) and as ours (manifest and YAML)."""
+    """The same questions as lm-eval tasks (JSON lines and YAML) and as ours (manifest and YAML); theirs are one more."""
     root = tmp_path_factory.mktemp("lm_eval")
     docs = [
-        {"q": f"{word} or {i}?", "answer": i % 3, "text": f"is it {word}, {i}"}
-        for i, word in enumerate(["one", "two", "dark", "nine"])
+        {"q": f"{word} or {i}?", "answer": i % 3, "text": f"is it {word}, {i}", "file": str(data / f"test-0{i}.png")}
+        for i, word in enumerate(["one", "two", "dark", "nine", "five"])
     ]
     (root / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
     base = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {root}/docs.jsonl}}}}\ntest_split: test\n"
-    (root / "pick.yaml").write_text(
-        f"task: weft_pick\n{base}output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\n"
-        f"doc_to_choice: {CHOICES}\ndoc_to_target: answer\n"
-        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    pick = f"output_type: multiple_choice\ndoc_to_choice: {CHOICES}\ndoc_to_target: answer\n"
+    pick += "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    (root / "pick.yaml").write_text(f"task: weft_pick\n{base}{pick}doc_to_text: '{{{{q}}}}'\n")
+    (root / "see.yaml").write_text(
+        f"task: weft_see\n{base}{pick}doc_to_text: '<image> {{{{q}}}}'\ndoc_to_image: !function pictures.of\n"
     )
+    (root / "pictures.py").write_text("from PIL import Image\n\n\ndef of(doc):\n    return [Image.open(doc['file'])]\n")
     (root / "roll.yaml").write_text(
         f"task: weft_roll\n{base}output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
         "metric_list: [{metric: bits_per_byte}]\n"
@@ -47,54 +50,59 @@ def local(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     ours = [
         {
             "id": str(i),
-            "metadata": {"label": CHOICES[d["answer"]]},
-            "segments": [{"text": d["q"], "role": "observed"}, {"text": d["text"], "role": "target"}],
+            "metadata": {"label": CHOICES[int(d["answer"])]},
+            "segments": [
+                {"image": Path(d["file"]).name, "role": "observed"},
+                {"text": d["q"], "role": "observed"},
+                {"text": d["text"], "role": "target"},
+            ],
         }
-        for i, d in enumerate(docs)
+        for i, d in enumerate(docs[:4])
     ]
-    (root / "ours.jsonl").write_text("".join(json.dumps(d) + "\n" for d in ours))
+    (data / "ours.jsonl").write_text("".join(json.dumps(d) + "\n" for d in ours))
+    choose = f"answer: choices, choices: {CHOICES}, reference: {{metadata: label}}, metrics: [accuracy]"
     (root / "ours.yaml").write_text(
         "tasks:\n"
-        f"- {{name: pick, data: {{manifest: ours.jsonl}}, answer: choices, choices: {CHOICES},\n"
-        "   reference: {metadata: label}, metrics: [accuracy]}\n"
-        "- {name: roll, data: {manifest: ours.jsonl}, answer: bits, prompt: [{observed: image}], metrics: [bits_per_byte]}\n"
-        "- {name: write, data: {manifest: ours.jsonl}, answer: text,\n"
+        f"- {{name: pick, data: {{manifest: ours.jsonl}}, prompt: [{{observed: text}}], {choose}}}\n"
+        f"- {{name: see, data: {{manifest: ours.jsonl}}, {choose}}}\n"
+        "- {name: roll, data: {manifest: ours.jsonl}, answer: bits, prompt: [{observed: audio}], metrics: [bits_per_byte]}\n"
+        "- {name: write, data: {manifest: ours.jsonl}, answer: text, prompt: [{observed: text}],\n"
         "   produce: {max_tokens: 5, stop: zzz}, metrics: [accuracy]}\n"
     )
     return root
 
 
-def records(out: Path, task: str) -> dict[str, Any]:
-    return {r["key"]: r for r in map(json.loads, next((out / task).glob("whole-*.jsonl")).read_text().splitlines())}
+def samples(file: Path) -> dict[str, Any]:
+    """Lines of a file by the number of the document."""
+    rows = map(json.loads, file.read_text().splitlines())
+    return {str(row["doc_id"] if "doc_id" in row else row["key"]): row for row in rows}
 
 
-def test_figures_equal_our_own_runner(tiny: Generalist, folder: Path, local: Path, tmp_path: Path) -> None:
-    from lm_eval.tasks import TaskManager
-
-    from weft.benchmarks.harness.lm_eval_model import model_class
-
-    manager = TaskManager(include_path=str(local), include_defaults=False)
-    theirs = lm_eval.simple_evaluate(
-        model=model_class()(pretrained=str(folder), batch_size="auto", device="cpu"),
-        tasks=["weft_pick", "weft_roll", "weft_write"],
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    ours = evaluate(tiny, [(t, local) for t in load_tasks(local / "ours.yaml")], tmp_path, EvalConfig(batch=3, rounds=10))[
-        "tasks"
-    ]
+def test_the_command_from_the_repository_root_gives_the_figures_of_our_own_runner(
+    tiny: Generalist, folder: Path, local: Path, data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    if (ROOT / "setup.py").exists():
+        monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(str(ROOT))  # where `python -m weft` looks first
+    what = ["--tasks", "weft_pick,weft_see,weft_roll,weft_write", "--include_path", str(local), "--limit", "4"]
+    how = ["--batch_size", "auto", "--device", "cpu", "--log_samples", "--output_path", str(tmp_path / "theirs")]
+    command_line(["--model_args", f"pretrained={folder}", *what, *how])
+    (file,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(file.read_text())["results"]
+    tasks = [(task, data) for task in load_tasks(local / "ours.yaml")]
+    ours = evaluate(tiny, tasks, tmp_path / "ours", EvalConfig(batch=3, rounds=10))["tasks"]
     assert all(ours[name]["failed"] == 0 for name in ours), ours
-    mine, their = records(tmp_path, "pick"), theirs["samples"]["weft_pick"]
-    for sample in their:
-        got = [float(r[0][0]) for r in sample["resps"]]
-        assert np.allclose(got, mine[str(sample["doc_id"])]["logprobs"], atol=1e-5)
-    assert theirs["results"]["weft_pick"]["acc,none"] == pytest.approx(ours["pick"]["metrics"]["accuracy"]["value"], abs=1e-6)
-    assert theirs["results"]["weft_roll"]["bits_per_byte,none"] == pytest.approx(
-        ours["roll"]["metrics"]["bits_per_byte"]["value"], abs=1e-5
-    )
-    said = records(tmp_path, "write")
-    assert all(s["resps"][0][0] == said[str(s["doc_id"])]["answer"] for s in theirs["samples"]["weft_write"])
+    said = {name: samples(next(file.parent.glob(f"samples_weft_{name}_*.jsonl"))) for name in ours}
+    mine = {name: samples(next((tmp_path / "ours" / name).glob("whole-*.jsonl"))) for name in ours}
+    for name in ("pick", "see"):
+        assert theirs[f"weft_{name}"]["acc,none"] == pytest.approx(ours[name]["metrics"]["accuracy"]["value"], abs=1e-6)
+        for key, record in mine[name].items():
+            got = [float(r[0][0]) for r in said[name][key]["resps"]]
+            assert np.allclose(got, record["logprobs"], atol=1e-5), name
+    assert mine["pick"]["0"]["logprobs"] != mine["see"]["0"]["logprobs"]  # the picture is seen
+    want = ours["roll"]["metrics"]["bits_per_byte"]["value"]
+    assert theirs["weft_roll"]["bits_per_byte,none"] == pytest.approx(want, abs=1e-5)
+    assert {k: r["resps"][0][0] for k, r in said["write"].items()} == {k: r["answer"] for k, r in mine["write"].items()}
 
 
 def test_images_and_sound_reach_the_model(tiny: Generalist, folder: Path) -> None:
@@ -153,10 +161,11 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
         in_batches([1, 2], 2, lambda _: (_ for _ in ()).throw(RuntimeError("other")))
 
 
-def test_the_command_line_runs_from_the_repository_root(folder: Path, local: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_command_runs_in_a_process_of_its_own(folder: Path, local: Path) -> None:
     args = ["--model_args", f"pretrained={folder}", "--tasks", "weft_pick", "--include_path", str(local), "--device", "cpu"]
     run = subprocess.run(
-        [sys.executable, "-m", "weft", "lm-eval", *args, "--output_path", str(tmp_path)],
+        [sys.executable, "-m", "weft", "lm-eval", *args],
         cwd=ROOT if (ROOT / "setup.py").exists() else None,
         capture_output=True,
         text=True,
