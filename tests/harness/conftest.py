@@ -53,6 +53,7 @@ def make_tokenizer() -> StreamTokenizer:
     audio, _ = AudioTokenizer.fit([Audio(sound(i, i % 2 == 1), rate_hz=RATE_HZ) for i in range(4)], mel, codec, fit)
     sensor = SensorTokenizer(SensorConfig(bins=32)).fit("cart", [np.random.default_rng(0).normal(size=(50, 4))], tuple("abcd"))
     sensor = sensor.fit("arm", [np.random.default_rng(2).normal(size=(50, 10))], tuple("abcdefghij")) or sensor
+    sensor = sensor.fit("metaworld-reach", [np.random.default_rng(3).normal(size=(50, 39))], tuple(f"c{i}" for i in range(39)))
     sensor = sensor.fit("wave", [np.random.default_rng(1).normal(size=(50, 1))], ("x",)) or sensor
     parts = {
         "text": text,

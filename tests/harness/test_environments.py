@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,20 @@ def test_a_mujoco_arm_acts_in_two_dimensions(tiny: Generalist, data: Path, tmp_p
     pytest.importorskip("mujoco", exc_type=ImportError)
     text = "name: cheetah\ndata: {environment: Reacher-v5}\ncontrol: {kind: arm, rate_hz: 50, episodes: 2, max_steps: 2}\n"
     assert run(tiny, text, data, tmp_path)["metrics"]["length"]["value"] == 2.0
+
+
+def test_a_metaworld_episode_is_its_seed(tiny: Generalist, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("metaworld", reason="metaworld pins mujoco 3.3.0; docs/benchmarks.md says how to put it in front")
+    ((task, _),) = find_tasks("published/metaworld-reach")
+    assert task.control is not None
+    short = replace(task, control=replace(task.control, episodes=2, max_steps=2, scale=None, random=0.0, expert=1.0))
+    seen = []
+    for name in "ab":
+        found = evaluate(tiny, [(short, data)], tmp_path / name, EvalConfig(rounds=10))["tasks"][task.name]
+        assert found["failed"] == 0, found["failures"]
+        seen.append(found["metrics"])
+    goals = [np.asarray(Shown(task, Variant(), 0, None, {}).reset(seed=i)[0].values)[0, -3:] for i in (1, 1, 2)]  # type: ignore[union-attr]
+    assert seen[0] == seen[1] and np.array_equal(goals[0], goals[1]) and not np.array_equal(goals[1], goals[2])
 
 
 def test_frames_are_seen(tiny: Generalist, data: Path, tmp_path: Path) -> None:
