@@ -6,6 +6,8 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -343,3 +345,22 @@ def test_the_ten_examples_run(here: Path) -> None:
     right, unseen = names["right"], names["unseen"]
     assert isinstance(right, int) and isinstance(unseen, list) and right > 0.8 * len(unseen)
     assert Path("why.html").is_file() and Path("ride.html").is_file() and Path("things.index").is_file()
+
+
+def test_a_slip_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    """Importing it takes seconds; a missing word or file must not."""
+    slips = [["inspect"], ["inspect", "none.json"], ["inspect", "a b", "--tokenizer", "none"], ["prepare", "none.jsonl"]]
+    slips += [["prepare", "none.jsonl", "--out", "x"], ["fit-tokenizer", "x"], ["fit-tokenizer", "none", "--out", "x"]]
+    code = f"""
+import sys
+from weft.cli import main
+for words in {slips}:
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code == 2 and "torch" not in sys.modules, words
+    else:
+        raise AssertionError(words)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

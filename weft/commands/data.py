@@ -91,7 +91,6 @@ def fit_tokenizer(
     """
     if out is None:
         raise UsageError("--out is missing; name the folder that the tokenizer goes to")
-    from weft.tokenizers.defaults import default_tokenizer
     from weft.tokenizers.stream import StreamConfig
     from weft.training.data.records import restore
     from weft.training.data.shards import ShardDataset
@@ -100,6 +99,8 @@ def fit_tokenizer(
     dataset = ShardDataset(shards, "train")
     read = [dataset.read(int(i)) for i in permutation(len(dataset), 0, "fit")[:sample]]
     documents = [restore(found.members, found.where) for found in read]
+    from weft.tokenizers.defaults import default_tokenizer  # torch, once the shards are known to be there
+
     tokenizer = default_tokenizer(
         documents,
         StreamConfig(chunk_s=chunk_s),

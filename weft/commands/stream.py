@@ -27,8 +27,6 @@ def inspect(
         rate_hz: readings or frames per second of .npy, .csv and folders, which have none of their own.
     """
     document = read_document(files, line, rate_hz)  # a mistake is told before anything heavy is imported
-    from weft.tokenizers.inspect import inspect_document
-
     if tokenizer is not None:
         tokens = open_tokenizer(tokenizer)
     else:
@@ -37,6 +35,8 @@ def inspect(
 
         document = name_kinds(document)
         tokens = default_tokenizer(document, StreamConfig(chunk_s=chunk_s), steps=steps)
+    from weft.tokenizers.inspect import inspect_document
+
     print(inspect_document(document, tokens, out))
     print(f"page: {out}" if out else "  (--out page.html writes a page with every token beside its media)")
 
