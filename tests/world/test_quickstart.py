@@ -10,7 +10,7 @@ import pytest
 from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, quickstart
 from weft.benchmarks.world.tasks import TASKS
 
-CONFIG = Quickstart(scale=0.5, max_steps=1000, limit=100)
+CONFIG = Quickstart(scale=0.4, max_steps=800, limit=150)
 
 
 @pytest.fixture(scope="module")
