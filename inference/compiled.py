@@ -94,7 +94,7 @@ class CompiledModel:
             slots[f"{kind}_seen"][where] = torch.tensor([change[kind].used for change in changes], device=device)
         rows = {}
         for name in INPUTS:
-            value = getattr(new, name)
+            value = getattr(new, name).long()
             rows[name] = value.new_zeros((lanes.size, *value.shape[1:])).index_copy_(0, where, value)
         hidden = self._run(lanes, rows | slots).index_select(0, where)
         for cache, change in zip(caches, changes):
@@ -138,13 +138,22 @@ class CompiledModel:
         return lanes.graph(inputs)
 
     def _warm(self) -> None:
-        """Compile for one lane and for several."""
+        """Compile for one lane and for several, so that no later call has to.
+
+        The compiler takes sizes that are equal here for equal ever after, so the several are a number that no other axis has,
+        and the two buffers are read to different ends.
+        """
         empty = torch.zeros(0, dtype=torch.int64, device=self.inner.device)
+        cache = self.inner.new_cache()
+        sizes = {size for kind in KINDS for size in getattr(cache, kind).data.shape} | {3}
+        several = next(count for count in range(5, 99) if count not in sizes)
         with torch.inference_mode():
-            for count in (1, 2):
-                lanes = Lanes(self.inner.new_cache(), count, dict.fromkeys(KINDS, LEAST_SLOTS))
+            for count in (1, several):
+                lanes = Lanes(cache, count, {kind: LEAST_SLOTS << i for i, kind in enumerate(KINDS)})
                 rows = {name: empty.new_zeros((count, 3) if name == "position" else (count,)) for name in INPUTS}
-                self._run(lanes, rows | idle(lanes, self.inner.device))
+                slots = idle(lanes, self.inner.device)
+                slots["full_seen"] += ROUND
+                self._run(lanes, rows | slots)
 
 
 class Step(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,28 @@ def test_threads_have_lanes_of_their_own(tiny: Generalist) -> None:
     for i in range(8):
         for a, b in zip(alone[i], got[i], strict=True):
             assert np.array_equal(a.tokens, b.tokens)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_loading_compiles_every_step_there_will_be(tiny: Generalist) -> None:
+    """One version for one document and one for several, whatever their number and length."""
+    made = []
+
+    def compiler(step: Step) -> Callable[..., torch.Tensor]:
+        def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+            made.append(graph)
+            return graph.forward
+
+        return torch.compile(step, dynamic=True, fullgraph=True, backend=backend)
+
+    small = make_model(tiny.tokenizer, layers=2, full_every=2, window=16)
+    plain, model = Generalist(small, tiny.tokenizer), Generalist(CompiledModel(small, compiler), tiny.tokenizer)
+    assert len(made) == 2
+    for count, tokens in ((1, 3), (2, 70), (9, 3)):
+        prompts = [["the fox " * (1 + i), readings(i)] for i in range(count)]
+        for a, b in zip(*(g.generate(prompts, max_tokens=tokens, min_tokens=tokens) for g in (plain, model))):
+            assert np.array_equal(a.tokens, b.tokens)
+    assert len(made) == 2
 
 
 def test_an_explanation_is_that_of_the_plain_model(tiny: Generalist) -> None:
