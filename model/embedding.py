@@ -20,7 +20,8 @@ from weft.model.rows import pad_rows
 
 
 class FeatureError(ValueError):
-    """A batch's features do not fit the model: unknown modality, wrong width, or a count that differs from the positions'."""
+    """A batch does not fit the model: features of an unknown modality or width, or as many as there are no positions for, or a
+    channel beyond the model's."""
 
 
 class FeatureEncoder(nn.Module):
@@ -82,11 +83,15 @@ class Embedding(nn.Module):
         return x
 
     def _place(self, modality: Tensor, channel: Tensor) -> Tensor:
-        """Modality and channel embedding from one table [M C D]: one look-up per token instead of two."""
-        if not torch.is_grad_enabled():
+        """Modality and channel embedding [T D]; to train on a CPU from one table [M C D]: one look-up per token instead of two.
+        There a channel beyond the table would read the next modality's row, so it is refused."""
+        channels = self.config.num_channels
+        if not torch.is_grad_enabled() or channel.device.type != "cpu":
             return self.modality(modality) + self.channel(channel)
+        if len(channel) and (most := int(channel.max())) >= channels:
+            raise FeatureError(f"channel {most}, the model's num_channels is {channels}; raise it (sizes.num_channels)")
         table = self.modality.weight[:, None] + self.channel.weight
-        return F.embedding(modality * self.config.num_channels + channel, table.flatten(0, 1))
+        return F.embedding(modality * channels + channel, table.flatten(0, 1))
 
     def _check_names(self, features: Mapping[str, Tensor]) -> None:
         for name, rows in features.items():

@@ -153,3 +153,11 @@ def test_features_that_do_not_fit_are_refused_by_name() -> None:
     batch.features["lidar"] = torch.zeros(2, 3)
     with pytest.raises(FeatureError, match="lidar"):
         model(batch)
+
+
+def test_a_channel_beyond_the_table_is_refused_and_never_another_modalitys_row() -> None:
+    model = build()
+    batch = streams.join([streams.document(30, 1)])
+    batch.channel[11] = 7
+    with pytest.raises(FeatureError, match=r"channel 7, the model's num_channels is 7; raise it"):
+        model(batch)
