@@ -72,7 +72,8 @@ class PagedModel:
     def _serves(self, cache: StreamCache) -> bool:
         """Its keys live as long as the config says: a limit of its own (a session's) has not been met yet."""
         config, local, full = self.inner.config, cache.local, cache.full
-        few = local.max_landmarks in (None, config.max_landmarks) or len(local.landmarks) < local.max_landmarks
+        most = local.max_landmarks
+        few = most == config.max_landmarks or (most is not None and len(local.landmarks) < most)
         return local.window == config.window and few and (full.window is None or full.length < full.window)
 
     def _stays(self, caches: Sequence[StreamCache]) -> list[Stay]:
