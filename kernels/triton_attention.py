@@ -69,7 +69,7 @@ def tile_sizes(width: int, dtype: torch.dtype, capability: int) -> TileSizes:
         small = TileSize(32, 32, 4, 1)
         if width <= 64:
             return TileSizes(TileSize(64, 32, 4, 1), small, small)
-        return TileSizes(small, TileSize(16, 32, 4, 1), TileSize(32, 16, 4, 1))
+        return TileSizes(TileSize(32, 32, 8, 1), TileSize(16, 32, 8, 1), TileSize(32, 16, 8, 1))
     hopper = capability >= 9
     if width <= 64:
         forward = TileSize(128, 64, 4 if hopper else 8, 3)

@@ -87,6 +87,22 @@ def test_backend_is_as_exact_as_the_plain_implementation(backend: str, name: str
         hold(results(q, k, v, grad, layout, backend), plain, results(*exact, layout, "reference"))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("backend", ["triton", "cuda", "hopper"])
+def test_our_kernels_in_the_widths_of_models(backend: str, dtype: torch.dtype, width: int, name: str) -> None:
+    """And a step repeats to the last bit."""
+    layout = LAYOUTS[name]("cuda")
+    q, k, v, grad = inputs(layout, (4, 2, width), dtype)
+    skip_unless_supported(backend, q, k, v, layout)
+    exact = [x.detach().double().requires_grad_(x.requires_grad) for x in (q, k, v, grad)]
+    first, again = (results(q, k, v, grad, layout, backend) for _ in range(2))
+    hold(first, results(q, k, v, grad, layout, "reference"), results(*exact, layout, "reference"))
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10**6),

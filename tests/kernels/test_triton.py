@@ -23,19 +23,10 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))
 def test_parity_under_the_interpreter(name: str) -> None:
-    interpret(name, "not slow")
-
-
-@pytest.mark.slow
-def test_more_layouts_under_the_interpreter() -> None:
-    interpret("attention", "slow")
-
-
-def interpret(name: str, marked: str) -> None:
     """In a process of its own: Triton decides at import whether it interprets."""
     pytest.importorskip("triton", reason="triton is not installed")
     path = FOLDER / f"{name}.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked, str(path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

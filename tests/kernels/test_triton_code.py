@@ -26,10 +26,12 @@ POINTERS = {
 ATTENTION = ["forward", "query_grad", "key_grad", "landmark_grad"]
 
 
-def attention_program(name: str, width: int, arch: int) -> tuple[Any, dict[str, Any], int, int]:
+def attention_program(
+    name: str, width: int, arch: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Any, dict[str, Any], int, int]:
     from weft.kernels import triton_backward, triton_forward
 
-    sizes = tile_sizes(width, torch.bfloat16, arch // 10)
+    sizes = tile_sizes(width, dtype, arch // 10)
     program, size = {
         "forward": (triton_forward.forward, sizes.forward),
         "query_grad": (triton_backward.query_grad, sizes.query_grad),
@@ -47,6 +49,18 @@ def test_attention(name: str, width: int, arch: int, tmp_path: Path, monkeypatch
     program, constants, warps, stages = attention_program(name, width, arch)
     code = machine_code(program, POINTERS, constants, arch, warps, stages, tmp_path)
     assert code.tensor > 0 and code.local == 0 and code.shared <= SHARED_LIMIT[arch], code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("arch", [80, 90])
+def test_attention_in_full_precision(name: str, arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the widest head: without tensor cores, but what is multiplied fits the registers."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    program, constants, warps, stages = attention_program(name, 128, arch, torch.float32)
+    types = {key: "*fp32" if kind == "*bf16" else kind for key, kind in POINTERS.items()}
+    code = machine_code(program, types, constants, arch, warps, stages, tmp_path)
+    assert code.local == 0 and code.shared <= SHARED_LIMIT[arch], code
 
 
 @pytest.mark.parametrize("name", ["loss_forward", "loss_signal"])
