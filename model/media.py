@@ -30,7 +30,7 @@ def medium_numbers(modality: Tensor, landmark: Tensor, chosen: Sequence[int]) ->
 
 @dataclass(frozen=True)
 class Media:
-    """The media of one document so far. Memory: 16 bytes for each."""
+    """The media of one document so far: two integers for each."""
 
     chosen: tuple[int, ...]
     opens: tuple[int, ...] = ()
