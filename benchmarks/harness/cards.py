@@ -16,9 +16,11 @@ WIDE, HIGH = 220, 70
 """Pixels of a forecast."""
 
 
-def sample(record: Mapping[str, Any], folder: Path) -> str:
-    """A card."""
+def sample(record: Mapping[str, Any], folder: Path, asked: Mapping[str, Any] | None = None) -> str:
+    """A card; `asked` holds the words and the files of the prompt."""
+    asked = asked or {"words": "", "files": []}
     lines = [f"<small>{html.escape(str(record['key']))}</small>"]
+    lines += [f"<span class=soft>asked</span> {html.escape(asked['words'])}"] if asked["words"] else []
     if record.get("failed"):
         lines.append(f"<span class=bad>{html.escape(record['failed'])}</span>")
     for name, label in NAMES.items():
@@ -30,9 +32,11 @@ def sample(record: Mapping[str, Any], folder: Path) -> str:
         lines.append(f"<span class=soft>probability</span> {record['confidence']:.2f}")
     scores = [f"<span class=soft>{html.escape(name)}</span> {_number(v)}" for name, v in record.get("scores", {}).items()]
     lines += [", ".join(scores)] if scores else []
-    shown = [(label, record[name]) for label, name in (("made", "media"), ("true", "true_media")) if record.get(name)]
+    shown = [("asked", "asked", file) for file in asked["files"]]
+    shown += [(label, "whole", record[name]) for label, name in (("made", "media"), ("true", "true_media")) if record.get(name)]
     figures = [
-        f"<figure>{medium(folder / 'media' / 'whole' / name)}<figcaption>{label}</figcaption></figure>" for label, name in shown
+        f"<figure>{medium(folder / 'media' / place / name)}<figcaption>{label}</figcaption></figure>"
+        for label, place, name in shown
     ]
     if isinstance(record.get("answer"), dict):
         figures.append(f"<figure>{_curves(record['answer'])}<figcaption>median blue, truth grey</figcaption></figure>")

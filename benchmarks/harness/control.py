@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from weft.benchmarks.harness.environments import Shown, begin, make_env, spread_of
-from weft.benchmarks.harness.media_files import write_png
+from weft.benchmarks.harness.media_files import FRAMES, write_png
 from weft.benchmarks.harness.metrics import normalised_return
 from weft.benchmarks.harness.questions import SLOT, Variant, words
 from weft.benchmarks.harness.record_file import RecordFile
@@ -27,8 +27,6 @@ from weft.inference.rollout import EpisodeSpec
 from weft.tokenizers.segment import Image, Segment, Sensor
 
 Record = dict[str, Any]
-FRAMES = 8
-"""Pictures of a strip."""
 
 
 def returns_scale(task: Task, root: Path) -> dict[str, float] | None:

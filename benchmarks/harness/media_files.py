@@ -1,4 +1,4 @@
-"""Generated pictures and sounds as files that a browser shows."""
+"""Pictures, films (as strips of frames) and sounds as files that a browser shows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import Any
 import numpy as np
 
 from weft.tokenizers.media.image import load_image
-from weft.tokenizers.segment import Audio, Image
+from weft.tokenizers.media.video import load_video
+from weft.tokenizers.segment import Audio, Image, Video
+
+FRAMES = 8
+"""Pictures of a strip at most."""
 
 
 def keep(segment: Any, folder: Path, key: str) -> str:
-    """Write a PNG or a 16-bit WAV; returns the file's name."""
+    """Write a PNG or a 16-bit WAV of an image, a film or a sound; returns the file's name."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(key.encode()).hexdigest()[:16]
     if isinstance(segment, Image):
         write_png(folder / f"{stem}.png", load_image(segment.pixels))
+        return f"{stem}.png"
+    if isinstance(segment, Video):
+        frames = load_video(segment.frames)[0]
+        few = frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))]
+        write_png(folder / f"{stem}.png", np.concatenate(list(few), axis=1))
         return f"{stem}.png"
     assert isinstance(segment, Audio)
     import soundfile

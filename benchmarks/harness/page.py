@@ -29,8 +29,9 @@ tr.task td,thead th{border-top:1px solid var(--line)}
 th,small,.soft{color:var(--soft);font-weight:500}.bad{color:var(--bad)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.7rem;margin:.4rem 0 1rem}
 .card{background:var(--card);border-radius:.45rem;border-top:3px solid var(--good);padding:.55rem .75rem;overflow-wrap:anywhere}
-.worst .card{border-color:var(--bad)}.card p{margin:.15rem 0}.pair{display:flex;gap:.8rem;margin-top:.4rem}figure{margin:0}
-figcaption{color:var(--soft);font-size:.8rem}img{image-rendering:pixelated;width:96px;background:#888}img.wide{width:100%}
+.worst .card{border-color:var(--bad)}.card p{margin:.15rem 0}.pair{display:flex;flex-wrap:wrap;
+gap:.8rem;margin-top:.4rem}figure{margin:0}
+figcaption{color:var(--soft);font-size:.8rem}img{image-rendering:pixelated;height:96px;max-width:100%;background:#888}img.wide{height:auto;width:100%}
 audio{width:13rem;height:2.2rem}summary{cursor:pointer;color:var(--soft)}
 """
 
@@ -154,7 +155,7 @@ def _samples(found: Mapping[str, Any], folder: Path) -> str:
     records = read_records(folder / str(found["records"])) if found.get("shown") else {}
     parts = []
     for kind, keys in found.get("shown", {}).items():
-        cards = "".join(sample(records[key], folder) for key in keys if key in records)
+        cards = "".join(sample(records[key], folder, found.get("asked", {}).get(key)) for key in keys if key in records)
         if cards:
             parts.append(f"<p><small>{kind}</small></p><div class='cards {kind}'>{cards}</div>")
     return "".join(parts)

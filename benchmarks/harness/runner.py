@@ -26,7 +26,7 @@ from weft.benchmarks.harness.names import slug
 from weft.benchmarks.harness.questions import Picker, Variant, random_picker, similar_picker
 from weft.benchmarks.harness.record_file import RecordFile
 from weft.benchmarks.harness.samples import TaskData, data_digest, task_data
-from weft.benchmarks.harness.shown import extremes
+from weft.benchmarks.harness.shown import asked, extremes
 from weft.benchmarks.harness.specialist import judge_from
 from weft.benchmarks.harness.task import Task, TaskError
 from weft.benchmarks.harness.variants import removals, spoilt
@@ -152,8 +152,8 @@ class _Run:
         }
         for table, variants in tables.items():
             if variants:
-                asked = {v.name: self._episodes(data, v)[0] for v in variants}
-                out[table] = {name: _short(summarise(self.task, some, rounds)) for name, some in asked.items()}
+                found = {v.name: self._episodes(data, v)[0] for v in variants}
+                out[table] = {name: _short(summarise(self.task, some, rounds)) for name, some in found.items()}
         strips, scale = self._strips(records), control.returns_scale(self.task, self.root)
         return {**out, **({"scale": scale} if scale else {}), **({"strips": strips} if strips else {})}
 
@@ -205,7 +205,13 @@ class _Run:
         )
         records, file = asker.ask(Variant(), self._key(data, Variant()))
         rounds = self.config.rounds
-        out: dict[str, Any] = {**summarise(self.task, records, rounds), "records": file, "shown": extremes(self.task, records)}
+        shown = extremes(self.task, records)
+        out: dict[str, Any] = {
+            **summarise(self.task, records, rounds),
+            "records": file,
+            "shown": shown,
+            "asked": asked(self.task, data.samples, shown, self.out / "media" / "asked"),
+        }
         if self.task.slices:
             out["slices"] = gaps(self.task, records, rounds)
         if self.task.baselines:
@@ -216,8 +222,8 @@ class _Run:
         }
         for table, variants in tables.items():
             if variants:
-                asked = {v.name: asker.ask(v, self._key(data, v))[0] for v in variants}
-                out[table] = {name: _short(summarise(self.task, some, rounds)) for name, some in asked.items()}
+                found = {v.name: asker.ask(v, self._key(data, v))[0] for v in variants}
+                out[table] = {name: _short(summarise(self.task, some, rounds)) for name, some in found.items()}
         return {**out, "times": _cost(records)}
 
     def _picker(self, data: TaskData) -> Picker:

@@ -117,6 +117,7 @@ def test_a_page_shows_the_samples_of_this_run(tiny: Generalist, data: Path, tmp_
     page = compare({"tiny": tmp_path / "out"}, tmp_path / "page.html").read_text()
     assert len(shown) == 2 and len(records(tmp_path, "pick")) == 5
     assert all((key in page) == (key in shown) for key in records(tmp_path, "pick"))
+    assert page.count("<figcaption>asked<") == 2 == page.count("dark or light?")  # each with its picture and its words
 
 
 def test_training_documents_of_the_test_are_neither_shown_nor_learnt_from(data: Path) -> None:
