@@ -148,12 +148,18 @@ def _known(name: str) -> None:
         raise AttentionError(f"attention backend {name!r} is unknown; choose one of auto, {', '.join(BACKENDS)}")
 
 
+def _shapes(q: Tensor, k: Tensor, v: Tensor, total: int) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, layout of {total} tokens"
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, layout of {len(layout)} tokens"
-    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or len(q) != len(layout):
-        raise AttentionError(f"attention needs q [T H K], k and v [T G K] and a layout of T tokens; found {shapes}")
+    total = layout.born.shape[0]  # not len(layout): to a compiler that is a constant, and every T another program
+    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[0] != total:
+        raise AttentionError(
+            f"attention needs q [T H K], k and v [T G K] and a layout of T tokens; found {_shapes(q, k, v, total)}"
+        )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise AttentionError(f"query heads must be a multiple of kv heads; found {shapes}")
+        raise AttentionError(f"query heads must be a multiple of kv heads; found {_shapes(q, k, v, total)}")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device == layout.device:
         kinds = ", ".join(f"{n} {x.dtype} on {x.device}" for n, x in (("q", q), ("k", k), ("v", v)))
         raise AttentionError(f"q, k, v must have one dtype and lie on the layout's device {layout.device}; found {kinds}")

@@ -21,7 +21,7 @@ from weft.model.transformer import Transformer
 from weft.tokenizers.pack import Batch
 from weft.training import distributed, finetune
 from weft.training.batches import Batches, LoaderBatches
-from weft.training.checkpoint import verify
+from weft.training.checkpoint import read_json, verify
 from weft.training.config import ConfigError, RunConfig
 from weft.training.data.loader import Loader
 from weft.training.engine import Engine, LocalEngine
@@ -62,7 +62,7 @@ def build(
     """Everything a loop needs, built in the order in which mistakes are cheapest to find."""
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    world = distributed.start(config.engine.timeout_s)
+    world = distributed.start(config.engine.timeout_s, config.engine.device)
     if config.data.micro_batches % world.size:
         raise ConfigError(
             f"{config.at('data', 'micro_batches')}={config.data.micro_batches} must be a multiple of the {world.size} ranks "
@@ -137,6 +137,17 @@ def _same_vocabulary(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
             f"{folder} has another vocabulary ({config.vocab_size} ids, the tokenizer has {len(tokenizer.vocabulary)}); "
             f"use the tokenizer in {folder / 'tokenizer'}"
         )
+    stated = folder / "tokenizer" / "digest.json"
+    parts = read_json(stated)["parts"] if stated.exists() else {}
+    now = {"vocabulary": tokenizer.vocabulary, **tokenizer.tokenizers}
+    other = [name for name in now if name in parts and parts[name] != now[name].digest()]
+    if {"vocabulary", "text"} & set(other):
+        raise ValueError(
+            f"{folder} was trained with another tokenizer (its {' and '.join(other)} differ): its ids would mean something "
+            f"else; use the tokenizer in {folder / 'tokenizer'}"
+        )
+    if other:
+        log.warning("the %s tokenizers are not those that %s was trained with", " and ".join(other), folder)
 
 
 def load_tokenizer(config: RunConfig) -> Any:

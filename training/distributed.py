@@ -57,13 +57,13 @@ def slurm_to_launcher() -> None:
         raise ValueError(f"srun started {os.environ['WORLD_SIZE']} tasks but {' and '.join(missing)} is not set; export it")
 
 
-def start(timeout_s: float = 120.0) -> World:
-    """Join the process group that the launcher described; a no-op in a single process."""
+def start(timeout_s: float = 120.0, device: str = "auto") -> World:
+    """Join the process group that the launcher described; a no-op in a single process. device: as `EngineConfig` names it."""
     slurm_to_launcher()
     if not launched():
         return World()
     if not dist.is_initialized() and int(os.environ["WORLD_SIZE"]) > 1:
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if torch.cuda.is_available() and device != "cpu" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return world()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -111,24 +111,12 @@ class Engine(Protocol):
     def check_weights(self) -> None: ...
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device`."""
-    if device.type == "cpu":
-        return batch
-    moved: dict[str, Any] = {}
-    for item in fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, Tensor):
-            moved[item.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, dict):
-            moved[item.name] = {key: inner.to(device, non_blocking=True) for key, inner in value.items()}
-    return replace(batch, **moved)
-
-
 def pick_device(name: str) -> torch.device:
-    """`auto` is this process's GPU if there is one, else the CPU."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """`cuda` is this process's GPU, by LOCAL_RANK among those that it sees; `auto` the same if there is one, else the CPU."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    elif name == "auto":
+        name = "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -237,7 +225,7 @@ class LocalEngine:
         tally = Tally()
         for batch, share in zip(batches, whole):
             with self.autocast():
-                loss, *numbers = self.objective(to_device(batch, self.device), share)
+                loss, *numbers = self.objective(batch.to(self.device, non_blocking=True), share)
             loss.backward()
             tally.add(*numbers)
         self._sum_gradients()
@@ -311,7 +299,7 @@ class LocalEngine:
         report = None
         for batch, share in zip(batches, whole):
             with self.autocast():
-                _, numbers, *_ = self.objective(to_device(batch, self.device), share)
+                _, numbers, *_ = self.objective(batch.to(self.device, non_blocking=True), share)
             report = numbers if report is None else report + numbers
         self.model.train()
         assert report is not None
@@ -341,10 +329,16 @@ def sum_gradients(params: list[torch.nn.Parameter], group: Any) -> None:
         p.grad = part.view_as(p).clone()
 
 
-def compile_blocks(model: Transformer) -> None:
-    """Compile every block by itself, in place: what lies between them reads its shapes from the data."""
+def compile_blocks(model: Transformer, **options: Any) -> None:
+    """Compile every block by itself, in place, for any number of tokens; options: of `torch.compile`.
+
+    What lies between blocks reads its shapes from the data, and so do routed experts: how many rows each gets changes with
+    every batch. They stay as they are, or every step would meet counts for which there is no program yet.
+    """
     for block in model.layers:
-        block.compile()
+        if block.mlp is not None:
+            block.mlp.forward = torch.compiler.disable(block.mlp.forward)  # type: ignore[method-assign]
+        block.compile(dynamic=True, **options)
 
 
 def plain_copy(model: Transformer, weights: dict[str, Tensor], device: torch.device) -> Transformer:

@@ -13,6 +13,7 @@ at the same place.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 from weft.tokenizers.pack import Batch
 from weft.tokenizers.vocabulary import MODALITIES
 from weft.training.batches import LOST, Ahead
-from weft.training.engine import Exchange, Outcome, to_device
+from weft.training.engine import Exchange, Outcome
 from weft.training.health import DONE, Heartbeat, WeightsDiffer
 from weft.training.horizon import Horizon
 from weft.training.pace import Pace
@@ -191,7 +192,7 @@ class Loop:
     def _probe(self) -> tuple[dict[str, float], list[str]]:
         if self.probe_batch is None:
             fixed = self.parts.validation or self.parts.source.batches(0, self.engine.world.rank, self.engine.world.size)
-            self.probe_batch = to_device(fixed[0], self.engine.device)
+            self.probe_batch = fixed[0].to(self.engine.device)
         with self.engine.gathered() as model:
             return ({}, []) if model is None else self.state.monitors.probe(model, self.probe_batch)
 
@@ -205,7 +206,7 @@ class Loop:
         figures: dict[str, float] = {}
         if self.parts.validation:
             figures = {f"eval/{k}": v for k, v in self.engine.evaluate(self.parts.validation).items()}
-            progress.score = figures["eval/loss"]
+            progress.score = figures["eval/loss"] if math.isfinite(figures["eval/loss"]) else None
         if self.parts.evaluate is not None:
             with self.engine.gathered() as model, torch.no_grad():
                 if model is not None:
