@@ -201,12 +201,13 @@ def recover(root: Path) -> None:
                 os.rename(path, final)
 
 
-def prune(root: Path, keep_last: int, keep_best: int = 0) -> list[Path]:
+def prune(root: Path, keep_last: int, keep_best: int = 0, newest: Path | None = None) -> list[Path]:
     """Delete all but the newest `keep_last` and the `keep_best` with the lowest evaluation score; returns what went.
 
-    The score is `trainer.json`'s `score`; a checkpoint without one is never among the best.
+    The score is `trainer.json`'s `score`; a checkpoint without one is never among the best. newest: the checkpoint just
+    written; later steps were refused when the run was continued, so they neither count nor cost one that is good.
     """
-    folders = checkpoints(root)
+    folders = [f for f in checkpoints(root) if newest is None or (step_of(f) or 0) <= (step_of(newest) or 0)]
     keep = set(folders[len(folders) - max(1, keep_last) :])
     scored = []
     for folder in folders:

@@ -64,8 +64,9 @@ def _memory(config: RunConfig, parts: Parts) -> list[str]:
     world, device = parts.engine.world, parts.engine.device
     stage = config.engine.zero_stage if config.engine.kind == "deepspeed" else 0
     sizes = step_bytes(
-        parts.engine.model.config, config.data.micro_tokens, stage, world.size, config.engine.precision, config.engine.recompute
-    )
+        parts.engine.model.config, config.data.micro_tokens, stage, world.size, config.engine.precision,
+        config.engine.recompute, config.engine.expert_parallel,
+    )  # fmt: skip
     names = ("weights", "gradients", "moments", "activations")
     planned = " + ".join(f"{name} {size / GIB:.3f}" for name, size in zip(names, sizes))
     if device.type == "cuda":

@@ -16,6 +16,12 @@ class Ema:
         self.updates = updates
         self.average = {name: w.detach().float().clone() for name, w in weights.items()}
 
+    def restore(self, average: dict[str, Tensor], updates: int) -> None:
+        """Put back what a checkpoint holds, each tensor where the one that it replaces lies. A rank that holds only some of
+        the weights keeps only those."""
+        self.average = {name: average[name].to(old.device) for name, old in self.average.items()}
+        self.updates = updates
+
     @torch.no_grad()
     def update(self, weights: dict[str, Tensor]) -> None:
         """Move towards `weights` after an applied update."""

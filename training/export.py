@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from weft.training.checkpoint import CheckpointError, newest_valid, publish, verify
+from weft.training.checkpoint import CheckpointError, newest_valid, publish, read_json, verify
+from weft.training.finetune import merged
 
 _COPIED = ("config.json", "tokenizer")
 
@@ -41,7 +42,8 @@ def export(source: str | Path, out: str | Path, dtype: Literal["keep", "fp32", "
     if average:
         if not (folder / "ema.safetensors").exists():
             raise CheckpointError(f"{folder} holds no average of the weights; train with checkpoint.ema or leave --average out")
-        weights.update({k: v for k, v in load_file(folder / "ema.safetensors").items() if k in weights})
+        tuned = read_json(folder / "trainer.json")["config"]["finetune"]
+        weights.update(merged(load_file(folder / "ema.safetensors"), tuned["alpha"] / tuned["rank"]))
     if dtype != "keep":
         to = torch.bfloat16 if dtype == "bf16" else torch.float32
         weights = {

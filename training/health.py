@@ -3,14 +3,15 @@
 Heartbeat: each rank keeps `heartbeat/rank-N.json` {rank, host, pid, step, phase, time_s}, so that whoever watches a run sees
 which rank stopped, where and when: `python -m weft.training.health RUN --after 120` names the stalled ones and exits with 1.
 
-Agreement: weights that several ranks hold are compared bit by bit through one int64 sum per tensor. A flipped bit (silent data
-corruption: every week or two on large machines, arXiv 2312.11805, section 4) changes the sum of its tensor for sure; the ranks
-outside the majority are named.
+Agreement: before the first step ranks compare what they were started with. Weights that several ranks hold are compared bit
+by bit through one int64 sum per tensor. A flipped bit (silent data corruption: every week or two on large machines, arXiv
+2312.11805, section 4) changes the sum of its tensor for sure; the ranks outside the majority are named.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +117,28 @@ def disagreements(names: Sequence[str], rows: Tensor, holders: Sequence[int]) ->
             verb = "differs from the others" if 2 * votes > len(ranks) else "do not agree"
             lines.append(f"{name}: rank {', '.join(map(str, odd))} {verb}")
     return lines
+
+
+class RunsDiffer(ValueError):
+    """Ranks were started with different runs."""
+
+
+def check_same_run(facts: Mapping[str, Any]) -> None:
+    """Raise `RunsDiffer` on every rank unless all ranks hold the same JSON data under every name. Every rank calls it.
+
+    A machine with an older copy of the shards, or a decoder that was too slow there while the first documents were measured,
+    would otherwise train on another division of the data, in silence.
+    """
+    if world().size == 1:
+        return
+    names = sorted(facts)
+    words = [hashlib.sha256(json.dumps(facts[name], sort_keys=True).encode()).digest()[:8] for name in names]
+    rows = gather_integers(torch.tensor([int.from_bytes(word, "little", signed=True) for word in words]))
+    if lines := disagreements(names, rows, [0] * len(rows)):
+        raise RunsDiffer(
+            f"ranks were started with different runs: {'; '.join(lines)}. Give every rank the same run file, overrides, "
+            "tokenizer and shards, then start again"
+        )
 
 
 def check_agreement(common: Mapping[str, Tensor], divided: Mapping[str, Tensor], index: int) -> None:

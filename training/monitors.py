@@ -114,7 +114,9 @@ class Monitors:
         if figures["attention_logit_bound"] > self.config.logit_bound:
             layer = max(range(1, len(now)), key=lambda i: now[i]) - 1
             alarms.append(f"growth: attention logits of layer {layer} can reach {now[layer + 1]:.1f}")
-        self.growth = [row for row in self.growth if step - row[0] <= 1000] + [[float(step), now[0]]]
+        self.growth = [row for row in self.growth if step - row[0] <= 1000]
+        if math.isfinite(now[0]):  # a checkpoint cannot hold another number
+            self.growth.append([float(step), now[0]])
         return figures, alarms
 
     def probe(self, model: Transformer, batch: Batch) -> tuple[dict[str, float], list[str]]:

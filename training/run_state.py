@@ -11,15 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from weft.training import state
-from weft.training.checkpoint import DiskFullError, checkpoints, newest_valid, prune, publish, recover, step_folder, step_of
+from weft.training.checkpoint import (
+    CheckpointError,
+    DiskFullError,
+    checkpoints,
+    newest_valid,
+    prune,
+    publish,
+    recover,
+    step_folder,
+    step_of,
+)
 from weft.training.distributed import agree, barrier
 from weft.training.ema import Ema
+from weft.training.health import check_same_run
 from weft.training.monitors import Monitors
 from weft.training.parts import Parts
 
 log = logging.getLogger("weft.training")
 PATIENCE = 3
 """Skipped steps in a row before a roll-back, and roll-backs without a new checkpoint before the run stops."""
+
+
+SAME = ("max_steps", "max_seconds", "loss", "optimizer", "schedule", "checkpoint", "evaluation", "monitors", "finetune")
+"""Parts of the config that ranks must agree on, besides what a checkpoint is bound to."""
 
 
 class TrainingDiverged(ValueError):
@@ -44,7 +59,13 @@ class RunState:
         return self.engine.world.first
 
     def resume(self) -> Path | None:
-        """Tidy up after a crash, then go on from the newest valid checkpoint if the config says so; the folder it was."""
+        """Tidy up after a crash, then go on from the newest valid checkpoint if the config says so; the folder it was.
+
+        Raises `RunsDiffer` if ranks were started with different runs, and `CheckpointError` if no checkpoint verifies.
+        """
+        config = state.plain(self.config)
+        engine = {name: value for name, value in config["engine"].items() if name not in ("device", "threads")}
+        check_same_run({**self._identity(), **{name: config[name] for name in SAME}, "engine": engine})
         if self.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             recover(self.folder)
@@ -59,6 +80,11 @@ class RunState:
         folder = self._newest()
         if folder is not None:
             self._restore(folder)
+        elif agree([float(self.first and bool(checkpoints(self.saved)))])[0]:
+            raise CheckpointError(
+                f"none of the checkpoints in {self.saved} verifies (the log says what each lacks); restore one of them, or "
+                "choose another folder to begin anew"
+            )
         return folder
 
     def save(self, metrics_bytes: int, elapsed_s: float) -> None:
@@ -121,7 +147,7 @@ class RunState:
     def _publish(self, shot: state.Snapshot) -> None:
         where, keep = step_folder(self.saved, self.progress.step), self.config.checkpoint
         state.save(where, shot, self.engine.model.config.to_dict(), self.parts.tokenizer, self.parts.lora_scale)
-        prune(self.saved, keep.keep_last, keep.keep_best)
+        prune(self.saved, keep.keep_last, keep.keep_best, where)
 
     def _newest(self) -> Path | None:
         """The newest checkpoint whose every byte verifies; the same on every rank."""

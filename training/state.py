@@ -58,7 +58,7 @@ class Progress:
     evaluated: int = -1
     """The step at which the last evaluation was made: a run that is killed behind it does not write it twice."""
     score: float | None = None
-    """Held-out loss of the last evaluation."""
+    """Held-out loss of the last evaluation; None also where it was not finite."""
     elapsed_s: float = 0.0
     metrics_bytes: int = 0
     """Size of metrics.jsonl when the checkpoint was written."""
@@ -136,8 +136,7 @@ def restore(folder: Path, engine: Engine, ema: Ema | None, identity: dict[str, A
         path = folder / "ema.safetensors"
         if not path.exists():
             raise CheckpointError(f"{folder} holds no average of the weights; set checkpoint.ema to null or start a new folder")
-        ema.average = load_file(path)
-        ema.updates = int(trainer["average_updates"])
+        ema.restore(load_file(path), int(trainer["average_updates"]))
     return Progress(**trainer["progress"]), trainer["monitors"]
 
 

@@ -160,6 +160,15 @@ def test_prune_keeps_the_last_and_the_best(tmp_path):
     assert [p.name[-1] for p in checkpoints(tmp_path)] == ["2", "5"]
 
 
+def test_a_refused_checkpoint_of_a_later_step_does_not_cost_the_one_just_written(tmp_path):
+    for step in (6, 8, 9):
+        publish(step_folder(tmp_path, step), write(step, None))
+    (step_folder(tmp_path, 9) / "trainer.json").write_text("{}")  # refused, so the run went on from 6 and has just saved 8
+    prune(tmp_path, keep_last=1, newest=step_folder(tmp_path, 8))
+    assert newest_valid(tmp_path) == step_folder(tmp_path, 8)
+    assert [p.name[-1] for p in checkpoints(tmp_path)] == ["8", "9"]
+
+
 def test_hostile_manifest_cannot_reach_outside(tmp_path):
     folder = publish(step_folder(tmp_path, 1), write(1.0))
     (tmp_path / "secret").write_text("x")

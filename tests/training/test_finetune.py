@@ -82,6 +82,15 @@ def test_export_is_loadable_sealed_and_can_change_type(tmp_path):
         export(tmp_path, tmp_path / "x")
 
 
+def test_the_exported_average_of_a_lora_run_is_what_its_final_folder_holds(tmp_path):
+    runs.go(runs.config(tmp_path / "run", max_steps=4, finetune=LORA, checkpoint={"ema": 0.9, "every": 2}))
+    found = load_file(export(tmp_path / "run", tmp_path / "out", average=True) / "model.safetensors")
+    final = load_file(tmp_path / "run" / "final" / "model.safetensors")
+    assert found.keys() == final.keys() and all(torch.equal(found[name], final[name]) for name in final)
+    plain = load_file(export(tmp_path / "run", tmp_path / "plain") / "model.safetensors")
+    assert not torch.equal(plain["blocks.1.mlp.experts.down_proj"], final["blocks.1.mlp.experts.down_proj"])
+
+
 # ---- weights of others -------------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,18 @@ def test_a_flipped_bit_stops_every_rank_of_a_run(monkeypatch):
     health.check_agreement({"blocks.0.w": value}, {}, 0)
 
 
+def test_ranks_that_read_other_shards_stop_before_the_first_step(monkeypatch):
+    mine = {"seed": 0, "data": {"digest": "a"}}
+    seen = []
+    monkeypatch.setattr(health, "world", lambda: World(0, 3))
+    monkeypatch.setattr(health, "gather_integers", lambda row: seen.append(row) or torch.stack([row, row, row]))
+    health.check_same_run(mine)
+    health.check_same_run({**mine, "data": {"digest": "b"}})
+    monkeypatch.setattr(health, "gather_integers", lambda row: torch.stack([seen[0], seen[1], row]))
+    with pytest.raises(health.RunsDiffer, match=r"data: rank 1 differs from the others.*tokenizer and shards"):
+        health.check_same_run(mine)
+
+
 def test_norms_by_part_add_up_to_the_norm():
     engine = LocalEngine(small_model(), EngineConfig(), scenarios.optimizer(), scenarios.LOSS, World())
     (batch,) = scenarios.pairs_steps(scenarios.PAIRS[:1], None)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.training.runs import config, data, fingerprint, go
 from tests.training.synthetic import FEATURES, mixed_streams, small_model
 from weft.tokenizers.pack import Batch, collate
 from weft.training.checkpoint import DiskFullError, checkpoints, read_json, step_folder
+from weft.training.ema import Ema
 from weft.training.parts import Moment
 from weft.training.tracking import read_jsonl
 
@@ -88,6 +90,26 @@ def test_the_average_follows_its_formula_and_is_what_inference_gets(tmp_path: Pa
     final = load_file(tmp_path / "final" / "model.safetensors")
     assert all(torch.allclose(final[k].float(), v, atol=1e-6) for k, v in expected.items())
     assert not torch.equal(final["norm.weight"], seen[-1]["norm.weight"])
+
+
+def test_the_average_comes_back_where_it_lay():
+    """A checkpoint is read into CPU memory; `meta` stands for the GPU that holds the weights."""
+    average = Ema({"w": torch.zeros(3, device="meta")}, 0.9)
+    average.restore({"w": torch.ones(3), "experts of another rank": torch.ones(2)}, 7)
+    assert {name: value.device.type for name, value in average.average.items()} == {"w": "meta"}
+    average.update({"w": torch.zeros(3, device="meta")})
+    assert average.updates == 8
+
+
+def test_held_out_data_that_are_not_finite_cost_their_score_and_not_the_run(tmp_path: Path) -> None:
+    (good,) = held_out()
+    bad = replace(good, features={name: torch.full_like(value, float("nan")) for name, value in good.features.items()})
+    run = config(tmp_path, max_steps=4, checkpoint={"every": 2, "keep_best": 1}, evaluation={"every": 2}, **STEADY)
+    assert go(run, validation=[bad]).steps == 4
+    saved = checkpoints(tmp_path / "checkpoints")
+    assert [read_json(folder / "trainer.json")["score"] for folder in saved] == [None, None]
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "eval/loss" in row]
+    assert [(row["step"], row["eval/loss"]) for row in rows] == [(1, None), (3, None)]
 
 
 def test_the_best_checkpoints_of_a_run_are_kept(tmp_path: Path) -> None:

@@ -10,18 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.data_world import documents, tokenizer, write_manifest
+from tests.training.data_world import documents, sentence, tokenizer, write_manifest
 from tests.training.synthetic import small_config
 from weft.model.presets import preset
 from weft.model.save import from_pretrained
 from weft.model.transformer import Transformer
+from weft.tokenizers.bundle import StreamTokenizer
 from weft.tokenizers.pack import Batch
-from weft.training.checkpoint import checkpoints, verify
+from weft.tokenizers.text import TextTokenizer
+from weft.training.build import build_model
+from weft.training.checkpoint import checkpoints, publish, verify
+from weft.training.config import ConfigError, load_run
 from weft.training.data.prepare import prepare
 from weft.training.engine import EngineConfig, LocalEngine
 from weft.training.loss import LossConfig
 from weft.training.optim import OptimizerConfig
 from weft.training.plan import GPUS, PlanError, plan, step_bytes, table
+from weft.training.state import write_inference_files
 from weft.training.train import main
 
 RUN = """\
@@ -98,6 +103,21 @@ def test_dry_run_takes_two_real_steps_and_leaves_nothing(root, capsys):
 def test_a_mistake_is_one_sentence_and_status_2(root, capsys, change, message):
     assert main([str(root / "run.yaml"), f"folder={root}/bad", change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_text_tokenizer_are_refused_although_they_fit(root, tmp_path):
+    """Same sizes, other words: nothing but the digest tells."""
+    plain = build_model(load_run(root / "run.yaml"), tokenizer())
+    given = (plain.state_dict(), plain.config.to_dict(), tokenizer(), 1.0)
+    publish(tmp_path / "model", lambda draft: write_inference_files(draft, *given))
+    run = load_run(root / "run.yaml", [f"model.init={tmp_path}/model"])
+    assert build_model(run, tokenizer()).config == plain.config
+    letters = str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdefghijklmnopqrstuvwxyza")
+    text = TextTokenizer.fit([sentence(i).translate(letters) for i in range(200)], size=300)
+    other = StreamTokenizer.build([text, *(t for name, t in tokenizer().tokenizers.items() if name != "text")])
+    assert other.vocabulary == tokenizer().vocabulary
+    with pytest.raises(ConfigError, match=r"model\.init: .* \(its text differ\): its ids would mean something else; use the"):
+        build_model(run, other)
 
 
 def test_worker_command_accepts_a_launchers_local_rank(root):
