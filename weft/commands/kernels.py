@@ -80,7 +80,7 @@ def other_rows(shape: Shape, device: str, dtype: Any) -> list[tuple[str, list[Ro
     q, k = (torch.empty(1, n, shape.head_width, **made) for n in (shape.heads, shape.kv_heads))
     norm = rows("cuda", cuda.supports(q, k), "WEFT_QK_NORM=cuda", norm_rope.CHOICE.pick())
     keys: Any = SimpleNamespace(pool=k)  # a cache in the call's type
-    decode = rows("cuda", cuda_decode.supports(q, k, keys), "WEFT_DECODE=cuda", cuda_decode.CHOICE.pick())
+    decode = rows("cuda", cuda_decode.supports(q, k, keys), "WEFT_CACHE=paged WEFT_DECODE=cuda", cuda_decode.CHOICE.pick())
     routed = f"D={shape.width} E={shape.experts} S={shape.experts_per_token} F={shape.expert_width}"
     return [
         (f"sliced loss: D={shape.width}", loss),
