@@ -103,6 +103,8 @@ def save(model: Transformer, tokenizer: StreamTokenizer, folder: str | Path) -> 
 
 def find(path: str | Path) -> Path:
     """The checkpoint folder that `path` means."""
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f"path is a {type(path).__name__}; give a folder's name or a hub id owner/name")
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
@@ -111,10 +113,15 @@ def find(path: str | Path) -> Path:
     steps = [p for p in (folder / "checkpoints").glob("step-*") if (p / "config.json").is_file()]
     if steps:
         return max(steps, key=lambda p: int(re.sub(r"\D", "", p.name) or 0))
-    if is_hub_id(path):
+    # A mistyped name of a folder is not asked for on a network, where it may wait for minutes.
+    if is_hub_id(path) and not folder.parent.is_dir():
         return _from_hub(str(path))
     what = "has no config.json" if folder.is_dir() else "does not exist"
-    raise CheckpointError(f"{folder} {what}; give a folder with config.json, model.safetensors and tokenizer/, or a run folder")
+    if is_hub_id(path):
+        what += f" (no hub was asked, as there is a folder {folder.parent})"
+    inside = [p for p in sorted(folder.glob("*/")) if (p / "final" / "config.json").is_file() or (p / "checkpoints").is_dir()]
+    repair = f"perhaps you mean {inside[0]}" if inside else "give a folder with config.json, model.safetensors and tokenizer/"
+    raise CheckpointError(f"{folder} {what}; {repair}, or a run folder")
 
 
 def _from_hub(name: str) -> Path:

@@ -23,7 +23,7 @@ from weft.inference.errors import (
 )
 from weft.inference.generalist import Generalist
 from weft.inference.generate import Request
-from weft.inference.load import load, save
+from weft.inference.load import find, load, save
 from weft.inference.request import Produce
 from weft.inference.rollout import EpisodeSpec
 from weft.inference.sampling import Sampling
@@ -165,6 +165,12 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path)
         load(tmp_path / "a" / "b" / "c")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         load(tmp_path)
+    with pytest.raises(CheckpointError, match="NoneType"):
+        load(None)
+    (tmp_path / "runs" / "one" / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"perhaps you mean .*one/run"):
+        load(tmp_path / "runs" / "one")
+    shutil.rmtree(tmp_path / "runs")
     for option in ({"device": "cuda:77"}, {"dtype": "int3"}, {"quantize": "int3"}):
         with pytest.raises(CheckpointError):
             load(folder, **{"device": "cpu", **option})
@@ -180,6 +186,16 @@ def test_a_folder_that_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path)
         with pytest.raises(CheckpointError, match=r"lacks|has no"):
             load(copy, device="cpu")
         shutil.rmtree(copy)
+
+
+def test_a_mistyped_folder_is_not_asked_for_on_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("weft.inference.load.fetch", lambda name: asked.append(name) or tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError, match=r"runs/quickstrat does not exist \(no hub was asked"):
+        find("runs/quickstrat")
+    assert not asked and find("owner/name") == tmp_path and asked == ["owner/name"]
 
 
 def test_weights_of_one_model_with_the_tokenizer_of_another_are_refused(folder: Path, tmp_path: Path) -> None:
