@@ -1,9 +1,10 @@
 """int8 and int4 weights and compiled decoding: how fast, how small, and how far the answers move.
 
-In: a checkpoint (`--model`, for example the quickstart's), else the `tiny` preset with random weights; random text prompts.
-Out: for each way of loading, the time of greedy generation against the plain float32 model on the same prompts, one and 16
-of them. The error is the mean change of a token's log-probability in nats over 16 scored texts; the note gives the share of
-the memory.
+In: a checkpoint (`--model`, for example the quickstart's), else the `tiny` preset with random weights. Out: for each way of
+loading, the time of greedy generation against the plain float32 model on the same prompts, one and 16 of them. The error is
+the mean change of a token's log-probability, in nats: of `TEXTS`, scored, where weights are smaller; of the plain model's own
+replies where only the decoding step is compiled, since scoring reads texts as before. The note says how many bits a byte of
+`TEXTS` costs, the share of the memory, and the seconds it took to quantize and compile.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from weft.inference.compiled import CompiledModel
 from weft.inference.generalist import Generalist
 from weft.inference.quantize import quantize_weights, stored_bytes
 
-TEXTS = 16
+TEXTS = (
+    "The list of names was written down in the order in which they came.",
+    "Nobody had seen the ship since it left the harbour in the morning.",
+    "A function returns its value to the place from which it was called.",
+    "When the rain stopped, the children went out to play in the street.",
+    "This license does not grant permission to use the name of the author.",
+    "He said that the answer was simple, and then he did not give it.",
+)
+PROMPT = 16
+"""Letters of a timed prompt: what is timed is decoding."""
+BATCHES = (1, 16)
 
 
 def quantized(model: Generalist, kind: str) -> Generalist:
@@ -32,47 +43,61 @@ def quantized(model: Generalist, kind: str) -> Generalist:
     return Generalist(inner, model.tokenizer)
 
 
+def compiled(model: Generalist) -> Generalist:
+    """The same weights with a compiled step."""
+    return Generalist(CompiledModel(model.model), model.tokenizer)
+
+
 def variants(model: Generalist) -> dict[str, Callable[[], Generalist]]:
     """Ways of loading, by name."""
     return {
         "int8": lambda: quantized(model, "int8"),
         "int4": lambda: quantized(model, "int4"),
-        "compiled": lambda: Generalist(CompiledModel(model.model), model.tokenizer),
-        "compiled int8": lambda: Generalist(CompiledModel(quantized(model, "int8").model), model.tokenizer),
-        "compiled int4": lambda: Generalist(CompiledModel(quantized(model, "int4").model), model.tokenizer),
+        "compiled": lambda: compiled(model),
+        "compiled int8": lambda: compiled(quantized(model, "int8")),
     }
 
 
-def logprobs(model: Generalist, compiled: bool) -> np.ndarray:
-    """Mean log-probability of each of some texts; a compiled model is asked for those of its own greedy replies."""
-    prompts = [[words(64, i)] for i in range(TEXTS)]
-    if not compiled:
-        return np.array([score.mean for score in model.score(prompts, [[words(64, 100 + i)] for i in range(TEXTS)])])
-    return np.array([reply.logprobs[reply.drawn].mean() for reply in model.generate(prompts, max_tokens=16, min_tokens=16)])
+def scored(model: Generalist) -> tuple[np.ndarray, float]:
+    """The log-probability of every token of `TEXTS`, and the bits that one of their bytes costs."""
+    scores = model.score([[] for _ in TEXTS], list(TEXTS))
+    nats = np.concatenate([score.logprobs[score.counted] for score in scores]).astype(np.float64)
+    return nats, -float(nats.sum()) / np.log(2) / sum(score.text_bytes for score in scores)
 
 
 def replies(model: Generalist, batch: int, count: int) -> Any:
     """`batch` greedy replies of exactly `count` tokens."""
-    return model.generate([[words(64, i)] for i in range(batch)], max_tokens=count, min_tokens=count)
+    return model.generate([[words(PROMPT, i)] for i in range(batch)], max_tokens=count, min_tokens=count)
 
 
-def rows(model: Generalist, name: str, make: Callable[[], Generalist], count: int, rounds: int) -> list[Row]:
+def moved(model: Generalist, other: Generalist, count: int) -> float:
+    """Mean change of a reply's log-probabilities, as far as both say the same tokens."""
+    found = []
+    for a, b in zip(replies(model, BATCHES[-1], count), replies(other, BATCHES[-1], count)):
+        same = int(np.cumprod(a.tokens == b.tokens).sum())
+        found.append(np.abs(a.logprobs - b.logprobs)[:same])
+    return float(np.concatenate(found).mean())
+
+
+def rows(model: Generalist, name: str, make: Callable[[], Generalist], count: int, budget_s: float) -> list[Row]:
     """One and 16 replies of `count` tokens, this way against the plain model."""
     begin = time.perf_counter()
     try:
         other = make()
     except (OSError, ModuleNotFoundError) as why:
         return [Row(f"{name} against float32", None, None, "", None, error=str(why))]
-    took_to_make = time.perf_counter() - begin
-    is_compiled = name.startswith("compiled")
-    error = float(np.abs(logprobs(other, is_compiled) - logprobs(model, is_compiled)).mean())
+    made_s = time.perf_counter() - begin
+    (plain, plain_bits), (mine, bits) = scored(model), scored(other)
+    error = moved(model, other, count) if name == "compiled" else float(np.abs(plain - mine).mean())
     share = stored_bytes(other.model) / stored_bytes(model.model)
+    note = f"{bits:.3f} bits per byte, float32 {plain_bits:.3f}; {share:.2f} of the bytes; made in {made_s:.0f} s"
+    extra = {"bits_per_byte": bits, "plain_bits_per_byte": plain_bits, "share_of_bytes": share, "made_s": made_s}
     out = []
-    for batch in (1, 16):
+    for batch in BATCHES:
         calls = {who: partial(replies, g, batch, count) for who, g in (("ours", other), ("rival", model))}
-        took = measure(calls, rounds=rounds, warmup=2)
-        note = f"{share:.2f} of the bytes, made in {took_to_make:.0f} s"
-        out.append(compare(f"{batch} replies, {name} against float32", took["ours"], took["rival"], error=error, note=note))
+        took = measure(calls, rounds=9, budget_s=budget_s)
+        title = f"{batch} replies, {name} against float32"
+        out.append(compare(title, took["ours"], took["rival"], error=error, note=note, extra=extra))
     return out
 
 
@@ -90,8 +115,10 @@ def main() -> None:
     else:
         model = tiny()
     chosen = {name: make for name, make in variants(model).items() if args.only in (None, name)}
-    found = [rows(model, name, make, 16 if args.quick else 64, 3 if args.quick else 9) for name, make in chosen.items()]
-    finish([row for some in found for row in some], args)
+    if not chosen:
+        parser.error(f"--only {args.only}: there is {', '.join(variants(model))}")
+    count, budget_s = (8, 1.0) if args.quick else (32, 8.0)
+    finish([row for name, make in chosen.items() for row in rows(model, name, make, count, budget_s)], args)
 
 
 if __name__ == "__main__":
