@@ -7,7 +7,6 @@ file with a name that says what it is: `reply-0-text.txt`, `reply-1-image.png`, 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from weft.inference.errors import PromptError
+from weft.tokenizers.numbers import Names, csv_table
 from weft.tokenizers.segment import Action, Audio, Image, Segment, Sensor, Text, Video
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ AUDIO = (".wav", ".flac", ".ogg")
 VIDEO = (".mp4", ".mov", ".mkv", ".webm")
 TEXT = (".txt", ".md")
 TABLE = (".npy", ".csv")
-_HEADER = re.compile(r"(.*?)\s*(?:\[(.*)\])?")
 MEDIA = IMAGE + AUDIO + VIDEO + TEXT + TABLE + (".json",)
 
 
@@ -79,38 +78,14 @@ def _text(path: Path) -> str:
         raise PromptError(f"{path} is not readable UTF-8 text ({error}); convert it first") from error
 
 
-Names = tuple[str, ...] | None
-
-
 def _table(path: Path) -> tuple[np.ndarray, Names, Names]:
-    """Readings [N C], channels and units: .npy has no names, .csv may have a header line like `x [m],y [m]`, and gaps."""
+    """Readings [N C], channels and units; .npy has no names."""
     try:
         if path.suffix.lower() == ".npy":
             return np.asarray(np.load(path, allow_pickle=False), np.float64), None, None
-        with path.open(encoding="utf-8-sig") as file:
-            heads = file.readline().split(",")
-            if all(map(_is_number, heads)):
-                file.seek(0)
-                heads = []
-            found = [_HEADER.fullmatch(word.strip()) for word in heads]
-            names, units = (tuple(m[i] or "" if m else "" for m in found) for i in (1, 2))
-            values = np.loadtxt(file, delimiter=",", ndmin=2, converters=_number)
-            return values, (names if all(names) else None) or None, (units if all(units) else None) or None
-    except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
+        return csv_table(path.read_bytes())
+    except (ValueError, OSError, EOFError) as error:
         raise PromptError(f"{path} is not a table of readings ({error}); save [N channels] numbers") from error
-
-
-def _number(word: str) -> float:
-    """NaN where a cell is empty."""
-    return float(word) if word.strip() else float("nan")
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _manifest(path: Path) -> list[Segment]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from weft.tokenizers.clock import to_ns
+from weft.tokenizers.numbers import Names, csv_table
 from weft.tokenizers.segment import Action, ActionSpace, Audio, Document, Image, Segment, Sensor, Text, Video
 
 DOCUMENT_KEYS = ("id", "split", "source", "pair", "metadata", "segments")
@@ -122,9 +123,9 @@ def _segment(value: Any, base: Path, outside: bool, where: str) -> Segment:
     clock: dict[str, Any] = {"rate_hz": _rate(value, where), "times": _times(value, where)}
     if kind == "video":
         return Video(frames=_media(media, base, outside, where), **clock, **common)
-    values = _values(media, base, outside, where, kind)
+    values, *found = _values(media, base, outside, where, kind)
     if kind == "sensor":
-        names: dict[str, Any] = {key: _names(value, key, where) for key in ("channels", "units")}
+        names: dict[str, Any] = {k: _names(value, k, where) or own for k, own in zip(("channels", "units"), found)}
         label = value.get("kind", "default")
         if not isinstance(label, str):
             raise ManifestError(f"{where}: key 'kind' must be a string, got {label!r}")
@@ -233,19 +234,32 @@ def _array(path: Path, where: str) -> np.ndarray:
         raise ManifestError(f"{where}: {path} is no readable .npy array ({error}); save it with numpy.save") from error
 
 
-def _values(value: Any, base: Path, outside: bool, where: str, kind: str) -> np.ndarray:
-    """Numbers [N] or [N channels] in place (null = missing) or from a .npy file."""
+def _values(value: Any, base: Path, outside: bool, where: str, kind: str) -> tuple[np.ndarray, Names, Names]:
+    """Numbers [N] or [N channels] in place (null = missing), from a .npy file, or with names and units from a .csv file."""
     if isinstance(value, str):
         path = _path(value, base, outside, where)
-        if path.suffix != ".npy":
-            raise ManifestError(f"{where}: {path.name} must be a .npy array or a list of numbers in place")
-        return _array(path, where)
+        if path.suffix == ".npy":
+            return _array(path, where), None, None
+        if path.suffix.lower() != ".csv":
+            raise ManifestError(f"{where}: {path.name} must be a .npy array, a .csv table or a list of numbers in place")
+        try:
+            array, channels, units = csv_table(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ManifestError(
+                f"{where}: {path} is no table of numbers ({error}); save it as numbers between commas"
+            ) from error
+        return _whole(array, kind), channels, units
     if not isinstance(value, list):
         raise ManifestError(f"{where}: key {kind!r} must be a list of numbers or the path of a .npy file, got {value!r}")
     try:
         array = np.array(value, np.float64)
     except (TypeError, ValueError) as error:
         raise ManifestError(f"{where}: key {kind!r} must hold numbers, each reading with as many as the first") from error
+    return _whole(array, kind), None, None
+
+
+def _whole(array: np.ndarray, kind: str) -> np.ndarray:
+    """Actions that are all integers as integers."""
     whole = kind == "action" and np.isfinite(array).all() and (array == np.floor(array)).all()
     return array.astype(np.int64) if whole else array
 

@@ -1,7 +1,9 @@
-"""Numbers as users hand them in (list, numpy, torch, .npy path) -> float64 [N C]."""
+"""Numbers as users hand them in (list, numpy, torch, .npy path, the bytes of a .csv) -> float64 [N C]."""
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from weft.tokenizers.media.errors import MediaError, border
 
 MAX_POINTS = 1_000_000
 MAX_CHANNELS = 512
+Names = tuple[str, ...] | None
+_HEAD = re.compile(r"(.*?)\s*(?:\[(.*)\])?")
 
 
 def as_table(values: Any, where: str) -> np.ndarray:
@@ -33,3 +37,38 @@ def as_table(values: Any, where: str) -> np.ndarray:
             f"{where}: {table.shape[0]} readings of {table.shape[1]} channels; cut to {MAX_POINTS} x 1..{MAX_CHANNELS}"
         )
     return table.astype(np.float64)
+
+
+def csv_table(data: bytes) -> tuple[np.ndarray, Names, Names]:
+    """float64 [N C] readings, names and units of the channels of a .csv file in UTF-8, cells between commas.
+
+    A first line such as `x [m],y [m]` gives names and units; it may be missing. An empty cell is a missing reading, NaN.
+    Raises ValueError naming the line that is no row of the table."""
+    lines = data.decode("utf-8-sig").rstrip().splitlines()
+    rows = list(csv.reader(lines))
+    heads = rows[0] if rows and not all(map(_is_number, rows[0])) else []
+    found = [_HEAD.fullmatch(word.strip()) for word in heads]
+    names, units = (tuple(match[i] or "" if match else "" for match in found) for i in (1, 2))
+    first = 1 if heads or lines[:1] == [""] else 0
+    if len(rows) <= first:
+        raise ValueError("there are no readings")
+    values = [_row(row, line, len(rows[-1])) for line, row in enumerate(rows[first:], start=first + 1)]
+    return np.array(values), (names if all(names) else None) or None, (units if all(units) else None) or None
+
+
+def _row(cells: list[str], line: int, count: int) -> list[float]:
+    cells = cells or [""]  # a gap of a single channel
+    if len(cells) != count:
+        raise ValueError(f"line {line} has {len(cells)} cells, the last one {count}")
+    try:
+        return [float(cell) if cell.strip() else float("nan") for cell in cells]
+    except ValueError as error:
+        raise ValueError(f"line {line}: {error}") from None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell or "nan")
+    except ValueError:
+        return False
+    return True

@@ -217,7 +217,8 @@ MANIFEST: list[tuple[object, str, str]] = [
     ({"segments": [{"image": "cut.png"}]}, "segment 0", "cannot be read"),
     ({"segments": [{"image": "table.csv"}]}, "table.csv", "png, jpg, jpeg, webp are read; convert it"),
     ({"segments": [{"audio": "picture0.png"}]}, "picture0.png", "wav, flac, ogg are read; convert it"),
-    ({"segments": [{"sensor": "table.csv", "rate_hz": 1}]}, "table.csv", "npy are read; convert it"),
+    ({"segments": [{"sensor": "picture0.png", "rate_hz": 1}]}, "picture0.png", "npy, csv are read; convert it"),
+    ({"segments": [{"sensor": "torn.csv", "rate_hz": 1}]}, "torn.csv", "line 2 has 1 cells"),
     ({"segments": [{"sensor": [1, 2]}]}, "segment 0", "rate_hz|times"),
     ({"segments": [{"sensor": [[1, 2], [3]], "rate_hz": 1}]}, "segment 0", "no regular array of numbers"),
     ({"segments": [{"sensor": [1, 2], "rate_hz": 0}]}, "segment 0", "rate_hz"),
@@ -240,6 +241,7 @@ def test_a_mistake_in_a_manifest_names_line_place_and_repair(tmp_path: Path) -> 
     path = write_manifest(raw, documents(1))
     (raw / "cut.png").write_bytes((raw / "picture0.png").read_bytes()[:300])
     (raw / "table.csv").write_text("a,b\n1,2\n")
+    (raw / "torn.csv").write_text("a,b\n1\n3,4\n")
     np.save(raw / "x.npy", np.zeros(3))
     with open(path, "a") as file:
         for spec, _, _ in MANIFEST:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from weft.tokenizers.manifest import load_document
+from weft.tokenizers.numbers import csv_table
 from weft.tokenizers.registry import REGISTRY, by_name
 from weft.tokenizers.segment import Document, Segment
 from weft.training.data.index import MAX_SAMPLE_BYTES
@@ -29,6 +30,8 @@ SUFFIXES = {
     "action": ("npy",),
 }
 """File types that may enter a shard, per modality. Frames of a video are images."""
+TABLES = {"sensor": ("csv",), "action": ("csv",)}
+"""What a manifest may name besides; it becomes .npy."""
 INLINE = 16
 """Arrays of at most this many numbers stay in the JSON."""
 MAX_LINE_BYTES = 16 * 2**20
@@ -142,6 +145,8 @@ def _explode(record: Record, modality: str, segment: dict[str, Any], number: int
     if isinstance(value, str):
         if modality in ("audio", "video") and value.lower().endswith(".npy"):
             return _explode_array(modality, _read_npy(record.blob(value, number), value, number), segment, number)
+        if modality in ("sensor", "action") and value.lower().endswith(".csv"):
+            return _explode_csv(modality, record.blob(value, number), value, segment, number)
         folder = None if value in record.blobs else record.path(value, number)
         if modality == "video" and folder is not None and folder.is_dir():
             from weft.tokenizers.media.video import _natural
@@ -168,10 +173,24 @@ def _read_npy(data: bytes, name: str, number: int) -> np.ndarray:
         ) from error
 
 
+def _explode_csv(modality: str, data: bytes, name: str, segment: dict[str, Any], number: int) -> tuple[Any, Members]:
+    """A table as an array; what its header says stands in for channels and units that the manifest does not give."""
+    try:
+        array, channels, units = csv_table(data)
+    except ValueError as error:
+        raise Refused(
+            "unreadable media", f"{name} is no table of numbers ({error}); put commas between them", number
+        ) from error
+    for key, names in (("channels", channels), ("units", units)):
+        if modality == "sensor" and names and segment.get(key) is None:
+            segment[key] = list(names)
+    return _explode_array(modality, array, segment, number)
+
+
 def _suffix(modality: str, name: str, number: int) -> str:
     suffix = Path(name).suffix.lower().lstrip(".")
     if suffix not in SUFFIXES[modality]:
-        need = ", ".join(SUFFIXES[modality])
+        need = ", ".join((*SUFFIXES[modality], *TABLES.get(modality, ())))
         raise Refused("file type", f"{name} cannot be a segment of {modality}: {need} are read; convert it", number)
     return suffix
 
