@@ -149,4 +149,5 @@ def _write_table(segment: Sensor | Action, path: Path) -> None:
     names = getattr(segment, "channels", None) or [""] * values.shape[1]
     units = getattr(segment, "units", None)
     header = [f"{name} [{unit}]" for name, unit in zip(names, units)] if units else list(names)
-    np.savetxt(path, values, delimiter=",", header=",".join(header), comments="", fmt="%.9g")
+    said = ",".join(header) if any(header) else ""  # a line of commas would be a row of gaps
+    np.savetxt(path, values, delimiter=",", header=said, comments="", fmt="%.9g")

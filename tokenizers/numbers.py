@@ -49,7 +49,7 @@ def csv_table(data: bytes) -> tuple[np.ndarray, Names, Names]:
     heads = rows[0] if rows and not all(map(_is_number, rows[0])) else []
     found = [_HEAD.fullmatch(word.strip()) for word in heads]
     names, units = (tuple(match[i] or "" if match else "" for match in found) for i in (1, 2))
-    first = 1 if heads or lines[:1] == [""] else 0
+    first = 1 if heads else 0
     if len(rows) <= first:
         raise ValueError("there are no readings")
     values = [_row(row, line, len(rows[-1])) for line, row in enumerate(rows[first:], start=first + 1)]

@@ -36,6 +36,7 @@ def test_any_table_returns_with_its_gaps(rows: list[list[float]], end: str, mark
     ("text", "said"),
     [
         ("", "no readings"),
+        ("\n\n", "no readings"),
         ("x,y\n", "no readings"),
         ("x,y\n1,2\n3\n4,5\n", "line 3 has 1 cells, the last one 2"),
         ("1,2\n3,high\n", "line 2: could not convert string to float: 'high'"),
