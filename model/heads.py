@@ -31,4 +31,4 @@ class EmbedHead(nn.Module):
     @property
     def scale(self) -> Float[Tensor, ""]:
         """1 / temperature, at most 100 (CLIP's clip against instability)."""
-        return self.log_scale.exp().clamp(max=100.0)
+        return self.log_scale.reshape(()).exp().clamp(max=100.0)  # an engine may keep it as a row of one number
