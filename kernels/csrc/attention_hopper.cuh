@@ -205,6 +205,7 @@ WEFT_DEVICE void consume_steps(const HopperCall& call, const HopperMemory<T, D>&
   wait_products<0>();
   hold(score[0]);
   hide(score, memory.lives, own);
+  finish_reads();
   let_go(memory.k_empty);
   weigh<true>(score[0], peak, sum, decay, factor);
   round_weights<T>(weights, score[0]);
@@ -227,7 +228,10 @@ WEFT_DEVICE void consume_steps(const HopperCall& call, const HopperMemory<T, D>&
     meet_values(i - 1);
     wait_products<1>();
     hold(score[0]);
-    if (MASKED) hide(score, memory.lives + stage * 2 * S::STEP, own);
+    if (MASKED) {
+      hide(score, memory.lives + stage * 2 * S::STEP, own);
+      finish_reads();
+    }
     let_go(memory.k_empty + stage);
     weigh<MASKED>(score[0], peak, sum, decay, factor);
     wait_products<0>();

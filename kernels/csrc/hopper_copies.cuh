@@ -125,6 +125,7 @@ WEFT_DEVICE void finish_copies() {
   emulator::commit_copies();
   emulator::land_copies(0);
 }
+WEFT_DEVICE void finish_reads() {}
 template <int COUNT>
 WEFT_DEVICE void take_registers() {}
 template <int COUNT>
@@ -178,6 +179,9 @@ WEFT_DEVICE void copy_tile(void* to, const TileMap& map, int channel, int head, 
 
 // Waits for this thread's `copy_async`s and shows them to wgmma, which reads through another proxy.
 WEFT_DEVICE void finish_copies() { asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Before a warp lets go of what it has read by plain loads: the copy engine, which writes there next, is another proxy.
+WEFT_DEVICE void finish_reads() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Registers per thread from here on: all warps of a warp group call it together.
 template <int COUNT>

@@ -1,17 +1,7 @@
 // The CUDA kernels as torch operators, on torch's stable ABI: one shared object serves torch 2.11 and later and any CPython.
 // Operators write into tensors handed to them and return nothing: a returned alias cannot pass torch.compile.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include "norm_rope.cuh"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "stable.cuh"
 
 static void check(const Tensor& x, const Tensor& weight, const Tensor& cosine, const Tensor& sine) {
   STD_TORCH_CHECK(x.dim() == 3 && x.stride(2) == 1, "x must be [T H K] with channels side by side");
@@ -27,17 +17,6 @@ static void check(const Tensor& x, const Tensor& weight, const Tensor& cosine, c
 static void check_result(const Tensor& result, const Tensor& x) {
   STD_TORCH_CHECK(result.is_contiguous() && result.numel() == x.numel() && result.scalar_type() == x.scalar_type(),
                   "the result must be contiguous and of the size and type of x");
-}
-
-static cudaStream_t stream_of(const Tensor& x) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return (cudaStream_t)stream;
-}
-
-static void launched() {
-  cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "the kernel could not be started: ", cudaGetErrorString(error));
 }
 
 template <int K, class T>
