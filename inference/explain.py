@@ -157,7 +157,8 @@ def _media(tokenizer: StreamTokenizer, answer: Stream) -> list[Segment]:
 def _label(segment: Segment, i: int) -> str:
     if isinstance(segment, Text):
         return segment.text if len(segment.text) <= 60 else segment.text[:57] + "..."
-    return segment.name or f"{segment.modality} {i + 1}"
+    held = getattr(segment, {"image": "pixels", "video": "frames", "audio": "samples"}.get(segment.modality, ""), None)
+    return segment.name or (Path(held).name if isinstance(held, str | Path) else f"{segment.modality} {i + 1}")
 
 
 def _tokens(tokenizer: StreamTokenizer, score: Score) -> tuple[tuple[str, float], ...]:

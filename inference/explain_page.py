@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from weft.inference.files import picture
+from weft.tokenizers.media.audio import read_audio
+from weft.tokenizers.media.image import load_image
+from weft.tokenizers.media.video import load_video
 from weft.tokenizers.segment import Action, Audio, Image, Segment, Sensor, Text, Video
 
 Explanation = Any
@@ -25,6 +28,8 @@ COLOR = {
     "sensor": "#5a9e45",
     "action": "#9467bd",
 }
+FRAMES = 8
+"""Frames of a video on the page, at equal distances."""
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2530; background: #f6f7f9; margin: 0; }
@@ -118,7 +123,7 @@ def _visible(word: str) -> str:
 
 
 def _attention(e: Explanation) -> str:
-    names = [f"{html.escape(p.label[:18])}" for p in e.parts] + ["&lt;doc&gt;"]
+    names = [f"{html.escape(p.label if len(p.label) <= 18 else p.label[:17] + chr(0x2026))}" for p in e.parts] + ["&lt;doc&gt;"]
     head = "".join(f"<th>{i + 1}</th>" for i in range(len(e.parts))) + "<th>doc</th>"
     rows = []
     for i, (name, shares) in enumerate(zip(names, e.attention)):
@@ -166,31 +171,26 @@ def media(segment: Segment) -> str:
     """A segment as HTML without outside references."""
     if isinstance(segment, Text):
         return html.escape(segment.text)
-    if isinstance(segment, Image):
-        return _image(segment.pixels, segment.name)
-    if isinstance(segment, Video) and not isinstance(segment.frames, str):
-        return "".join(_image(frame, None) for frame in list(np.asarray(segment.frames))[:8])
-    if isinstance(segment, Audio) and segment.rate_hz:
-        return _sound(np.asarray(segment.samples, np.float32), int(segment.rate_hz))
-    if isinstance(segment, Sensor | Action):
-        return _lines(np.asarray(segment.values, np.float64))
+    try:
+        if isinstance(segment, Image):
+            return _image(load_image(segment.pixels))
+        if isinstance(segment, Video):
+            frames, _ = load_video(segment.frames)
+            return "".join(map(_image, frames[:: max(-(-len(frames) // FRAMES), 1)]))
+        if isinstance(segment, Audio):
+            samples, rate_hz = read_audio(segment.samples, segment.rate_hz)
+            return _sound(samples, round(rate_hz))
+        if isinstance(segment, Sensor | Action):
+            return _lines(np.asarray(segment.values, np.float64))
+    except (OSError, ValueError, TypeError):  # a file that has gone since it was explained
+        pass
     return html.escape(segment.name or segment.modality)
 
 
-def _image(pixels: Any, name: str | None) -> str:
-    try:
-        found = pixels if hasattr(pixels, "save") else picture(pixels) if isinstance(pixels, np.ndarray) else _opened(pixels)
-        buffer = io.BytesIO()
-        found.convert("RGB").save(buffer, "PNG")
-    except (OSError, ValueError, TypeError):
-        return html.escape(name or "image")
+def _image(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    picture(pixels).save(buffer, "PNG")
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def _opened(pixels: Any) -> Any:
-    from PIL import Image as Pillow
-
-    return Pillow.open(io.BytesIO(pixels) if isinstance(pixels, bytes) else pixels)
 
 
 def _sound(samples: np.ndarray, rate_hz: int) -> str:
@@ -198,8 +198,7 @@ def _sound(samples: np.ndarray, rate_hz: int) -> str:
 
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(samples, -1, 1), rate_hz, format="WAV")
-    mono = samples if samples.ndim == 1 else samples.mean(1)
-    wave = _lines(mono[:: max(len(mono) // 400, 1)][:, None])
+    wave = _lines(samples[:: max(len(samples) // 400, 1)][:, None])
     return f'{wave}<audio controls src="data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"></audio>'
 
 

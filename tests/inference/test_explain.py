@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import pytest
 from tests.inference.conftest import clip, moves, picture, readings, sound
 from weft.inference.errors import PromptError
 from weft.inference.explain import Explanation
+from weft.inference.files import save_segment
 from weft.inference.generalist import Generalist
+from weft.tokenizers.segment import Audio, Image, Video
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,18 @@ def test_page_is_self_contained_and_escaped(explained, tmp_path: Path) -> None:
     assert "&lt;this&gt; &amp; that" in text and "<this>" not in text
     assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text
     assert json.loads(numbers.read_text())["logprob"] == e.logprob
+
+
+def test_media_from_files_are_on_the_page(tiny: Generalist, tmp_path: Path) -> None:
+    """A sound has its wave and a player, a video frames from its beginning to its end."""
+    paths = [save_segment(replace(sound(), rate_hz=8000), tmp_path / "tone"), save_segment(clip(0, 11), tmp_path / "film")]
+    prompt = [Audio(paths[0]), Video(str(paths[1]), rate_hz=5.0), Image(save_segment(picture(), tmp_path / "photo"))]
+    why = tiny.explain(prompt, "yes")
+    assert [part.label for part in why.parts[:3]] == ["tone.wav", "film", "photo.png"]
+    text = why.save(tmp_path / "why")[0].read_text()
+    assert text.count("<audio") == 1 and text.count("<polyline") == 1 and text.count("<img") == 6 + 1
+    paths[0].unlink()
+    assert "<audio" not in why.save(tmp_path / "again")[0].read_text()
 
 
 def test_page_renders_in_a_browser(explained, tmp_path: Path) -> None:
