@@ -160,7 +160,7 @@ def test_a_compiled_block_gives_equal_results() -> None:
 
 
 def test_compiling_the_whole_model_is_refused_with_a_reason() -> None:
-    with pytest.raises(NotImplementedError, match="attention plans and expert counts"):
+    with pytest.raises(NotImplementedError, match="layouts and expert counts"):
         build(layers=1).compile()
 
 
