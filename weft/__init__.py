@@ -24,6 +24,11 @@ _WHERE = {
     "load": "weft.inference.load",
     "Generalist": "weft.inference.generalist",
     "Index": "weft.inference.index",
+    "Produce": "weft.inference.request",
+    "Request": "weft.inference.generate",
+    "Sampling": "weft.inference.sampling",
+    "SessionSpec": "weft.inference.session",
+    "EpisodeSpec": "weft.inference.rollout",
 }
 
 __all__ = [
@@ -31,12 +36,17 @@ __all__ = [
     "ActionSpace",
     "Audio",
     "Document",
+    "EpisodeSpec",
     "Generalist",
     "Image",
     "Index",
     "ModelConfig",
+    "Produce",
+    "Request",
     "RunConfig",
+    "Sampling",
     "Sensor",
+    "SessionSpec",
     "StreamTokenizer",
     "Text",
     "Transformer",
@@ -48,8 +58,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from weft.inference.generalist import Generalist
+    from weft.inference.generate import Request
     from weft.inference.index import Index
     from weft.inference.load import load
+    from weft.inference.request import Produce
+    from weft.inference.rollout import EpisodeSpec
+    from weft.inference.sampling import Sampling
+    from weft.inference.session import SessionSpec
     from weft.model.config import ModelConfig
     from weft.model.transformer import Transformer
     from weft.tokenizers.bundle import StreamTokenizer
