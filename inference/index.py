@@ -88,8 +88,8 @@ class Index:
             self._graph.add(vectors)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Forget these keys. An unknown key is an error."""
-        gone = set(keys)
+        """Forget these keys. An unknown key is an error, and then nothing is forgotten."""
+        gone = set(named(keys))
         if unknown := sorted(gone - self._at.keys()):
             raise KeyError(f"the index holds no key {unknown[0]!r}")
         if not gone:
@@ -183,17 +183,24 @@ def checked(vectors: Any, width: int) -> np.ndarray:
     return array
 
 
+def named(keys: Iterable[str]) -> list[str]:
+    """The keys as strings. A single string is refused: its letters are keys that nobody meant."""
+    if isinstance(keys, str):
+        raise SearchError(f"keys={keys!r} is one string; give a list of keys, for example [{keys!r}]")
+    return [str(key) for key in keys]
+
+
 def paired(keys: Sequence[str], vectors: np.ndarray, payloads: Sequence[Any] | None) -> list[str]:
     """The keys as strings, if there is one vector and perhaps one payload for each and all differ; else SearchError."""
-    if len(keys) != len(vectors) or (payloads is not None and len(payloads) != len(keys)):
-        raise SearchError(f"{len(keys)} keys need as many vectors and payloads, got {len(vectors)} vectors")
+    names = named(keys)
+    if len(names) != len(vectors) or (payloads is not None and len(payloads) != len(names)):
+        raise SearchError(f"{len(names)} keys need as many vectors and payloads, got {len(vectors)} vectors")
     try:
         json.dumps(payloads)
     except (TypeError, ValueError) as error:
         raise SearchError(
             f"a payload is nothing that JSON holds ({error}); give strings, numbers, lists or mappings"
         ) from error
-    names = [str(key) for key in keys]
     if len(set(names)) != len(names):
         raise SearchError("keys must differ from each other within one add")
     return names

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from weft.inference.errors import IndexServerError, SearchError
-from weft.inference.index import Hit, Index, checked, paired
+from weft.inference.index import Hit, Index, checked, named, paired
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 BATCH = 1000
@@ -112,7 +112,7 @@ class ServerIndex:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget these keys. An unknown key is an error, and then nothing is forgotten."""
-        gone = sorted({str(key) for key in keys})
+        gone = sorted(set(named(keys)))
         with self._work() as cursor:
             done = cursor.execute(self._query("DELETE FROM {} WHERE key = ANY(%s) RETURNING key"), (gone,)).fetchall()
             if unknown := sorted(set(gone) - {row[0] for row in done}):

@@ -91,6 +91,9 @@ def test_wrong_calls_and_torn_files_are_refused(tmp_path) -> None:
         index.remove(["z"])
     with pytest.raises(ValueError, match="differ"):
         index.add(["q", "q"], unit(2, 5))
+    for call in (lambda: index.remove("a"), lambda: index.add("b", unit(1, 5))):
+        with pytest.raises(ValueError, match="is one string; give a list"):
+            call()
     with pytest.raises(ValueError, match="'flat' or 'hnsw'"):
         Index(5, "ivf")
     with pytest.raises(IndexFileError, match="no index at"):

@@ -125,6 +125,9 @@ def test_wrong_calls_change_nothing(index: ServerIndex, url: str) -> None:
         index.search(unit(1, 4))
     with pytest.raises(ValueError, match="differ"):
         index.add(["q", "q"], unit(2, 5))
+    for call in (lambda: index.remove("a"), lambda: index.add("b", unit(1, 5))):
+        with pytest.raises(ValueError, match="is one string; give a list"):
+            call()
     assert index.keys == ("a",)
     for name in ("", "Upper", "a; DROP TABLE x", "x" * 50):
         with pytest.raises(ValueError, match="index name"):
