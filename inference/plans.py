@@ -152,8 +152,9 @@ def _last(info: Info, modality: str, kind: str | None = None) -> SegmentInfo | N
 
 
 def latest(info: Info) -> int | None:
-    """ns of the latest token of these segments that has a clock."""
-    return max((i.start + int(i.times[-1] if len(i.times) else 0) for i in info if i.start is not None), default=None)
+    """ns of the latest token with a clock; of what the model has produced only the beginning, as the rest may lie ahead."""
+    ends = (i.start + (0 if i.target or not len(i.times) else int(i.times[-1])) for i in info if i.start is not None)
+    return max(ends, default=None)
 
 
 def _start(item: Produce, last: SegmentInfo | None, rate: float | None) -> int | None:

@@ -253,6 +253,16 @@ def test_an_action_is_taken_at_the_latest_reading(tiny: Generalist) -> None:
         now.push(reading(1), last - 1)
 
 
+def test_what_was_planned_ahead_does_not_move_the_clock(tiny: Generalist) -> None:
+    """After four actions at once, an action on the next reading is taken at that reading."""
+    session = tiny.session(space=4, rate_hz=50.0)
+    session.push(reading(0), 0)
+    session.produce(Produce("action", space=4, readings=4, start=0, rate_hz=50.0))
+    session.push(reading(1), STEP_NS)
+    session.act()
+    assert session.now == STEP_NS
+
+
 def test_predict_acts_as_a_session_does(tiny: Generalist) -> None:
     """The same document, so the same action: its clock is that of what it answers."""
     for count in range(1, 5):
