@@ -34,6 +34,9 @@ OWN = ("data", "_data", "stay")
 class PagedModel:
     """A `Transformer` whose single-token steps run over pages. Everything else is the model's own."""
 
+    _decoder: PagedDecoder
+    _guests: list[weakref.ref[StreamCache] | None]
+
     def __init__(self, model: Any) -> None:
         """Raises `CacheError` for a model that pages cannot serve."""
         self.inner = model
@@ -97,7 +100,7 @@ class PagedModel:
                 stay.end()
         with torch.inference_mode(False):  # they are written in any mode
             self._decoder = PagedDecoder(self.inner, 1 << (rows - 1).bit_length(), 1 << (length - 1).bit_length())
-        self._guests: list[weakref.ref[StreamCache] | None] = [None] * len(self._decoder.length)
+        self._guests = [None] * len(self._decoder.length)
 
 
 class Stay:

@@ -94,7 +94,8 @@ def _layout(tensors: list[Tensor]) -> StreamLayout:
     It holds other handles of the same memory, so that it does not keep its key alive."""
     found = _met.get(tensors[0])
     if found is None or any(getattr(found, name).data_ptr() != x.data_ptr() for name, x in zip(NAMES, tensors)):
-        found = StreamLayout(*(x.detach() for x in tensors), window=None)
+        handles: dict[str, Any] = {name: x.detach() for name, x in zip(NAMES, tensors)}
+        found = StreamLayout(**handles, window=None)
         _met[tensors[0]] = found
     return found
 
@@ -106,9 +107,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    *saved, scale, backend = *ctx.saved_tensors, ctx.scale, ctx.backend
-    q, k, v, out, lse, *layout = saved
-    return *operator_backward(grad, q, k, v, out, lse, layout, scale, backend), [None] * len(layout), None, None
+    q, k, v, out, lse, *layout = ctx.saved_tensors
+    return *operator_backward(grad, q, k, v, out, lse, layout, ctx.scale, ctx.backend), [None] * len(layout), None, None
 
 
 operator.register_autograd(_gradients, setup_context=_save)

@@ -64,7 +64,8 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(grad, *ctx.saved_tensors, ctx.plan, ctx.scale), None, None
+        q, k, v, out, lse = ctx.saved_tensors
+        return *_gradients(grad, q, k, v, out, lse, ctx.plan, ctx.scale), None, None
 
 
 def _gradients(
