@@ -26,7 +26,7 @@ SMALLEST_SLICE = 5
 UNREAD = "\0"
 """The answer to a document that cannot be read: nobody says it."""
 CORPUS_ROUNDS = 200
-"""Resamples of metrics that are computed from all samples at once."""
+"""Resamples at most of metrics that are computed from all samples at once."""
 
 
 def summarise(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _figure(task: Task, metric: str, records: Sequence[Record], rounds: int) -> 
     if metric == "frechet":
         return {**_frechet(records), "higher_is_better": about.higher}
     if about.pool == "corpus":
-        estimate, left = _corpus(metric, records), 0
+        estimate, left = _corpus(metric, records, min(rounds, CORPUS_ROUNDS)), 0
     else:
         scores, kept = sample_scores(task, metric, records)
         estimate, left = _estimate(about, scores, task.answer == "control", rounds), len(records) - len(kept)
@@ -173,7 +173,7 @@ def _frechet(records: Sequence[Record]) -> dict[str, Any]:
     return {**found, "value": round(m.frechet_distance(table[:, 0], table[:, 1]), 6)}
 
 
-def _corpus(metric: str, records: Sequence[Record]) -> Estimate | None:
+def _corpus(metric: str, records: Sequence[Record], rounds: int) -> Estimate | None:
     """A figure of all samples at once, by the first accepted answer; resampling draws samples, as everywhere."""
     rows = [(_said(r).strip(), [a.strip() for a in _accepted(r)] or [UNREAD], float(r.get("confidence", 1.0))) for r in records]
 
@@ -186,7 +186,7 @@ def _corpus(metric: str, records: Sequence[Record]) -> Estimate | None:
             return m.corpus_bleu(said, right)
         return m.calibration_error([c for _, _, c in some], [float(s in accepted) for s, accepted, _ in some])
 
-    return bootstrap(np.arange(len(rows)), statistic, rounds=CORPUS_ROUNDS) if rows else None
+    return bootstrap(np.arange(len(rows)), statistic, rounds=rounds) if rows else None
 
 
 def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str, Any]:
