@@ -146,8 +146,8 @@ def picture(pixels: Any) -> Any:
 def _write_table(segment: Sensor | Action, path: Path) -> None:
     values = np.asarray(segment.values)
     values = values[:, None] if values.ndim == 1 else values
-    names = getattr(segment, "channels", None) or [""] * values.shape[1]
+    word = "channel" if isinstance(segment, Sensor) else "dimension"
+    names = getattr(segment, "channels", None) or [f"{word} {c}" for c in range(values.shape[1])]
     units = getattr(segment, "units", None)
     header = [f"{name} [{unit}]" for name, unit in zip(names, units)] if units else list(names)
-    said = ",".join(header) if any(header) else ""  # a line of commas would be a row of gaps
-    np.savetxt(path, values, delimiter=",", header=said, comments="", fmt="%.9g")
+    np.savetxt(path, values, delimiter=",", header=",".join(header), comments="", fmt="%.9g")
