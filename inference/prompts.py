@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from weft.inference.errors import PromptError
@@ -97,8 +96,3 @@ def bare(model: Any, tokenizer: StreamTokenizer) -> tuple[StreamCache, torch.Ten
     cache = model.new_cache()
     (hidden,) = extend(model, [cache], [part_of(tokenizer.builder().open())])
     return cache, hidden[-1]
-
-
-def ids_of(streams: Sequence[Stream]) -> np.ndarray:
-    """Ids of several streams, one after another."""
-    return np.concatenate([stream.ids for stream in streams]) if streams else np.zeros(0, np.int64)

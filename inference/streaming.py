@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from weft.inference.generate import Task, cut, decode, finish, steps, trim
+from weft.inference.generate import Task, cut, decode, steps, trim
 from weft.inference.reply import Piece
 from weft.inference.writer import Writer
 from weft.tokenizers.bundle import StreamTokenizer
@@ -36,7 +36,6 @@ def pieces(model: Any, tokenizer: StreamTokenizer, task: Task) -> Iterator[Piece
             content, said = _news(tokenizer, task, opened, said)
             if content is not None:
                 yield Piece(done, opened.modality, content, False)
-    finish(job, tokenizer, task)
 
 
 def _open(writer: Writer) -> Parsed | None:
