@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
+from weft.kernels.moe import Dispatch, sort_by_expert
 from weft.model.config import ModelConfig
 from weft.model.moe import Experts
 from weft.model.transformer import Transformer
@@ -146,8 +147,8 @@ class DividedExperts(Experts):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # what the product would do: half of the bytes travel
         got_MD = Travel.apply(x, send, receive, groups.parallel)
         order, place = by_expert(theirs_PK, sum(receive))
-        rows_MD = super().forward(Reorder.apply(got_MD, order, place), theirs_PK.sum(0), stable)
-        return Travel.apply(Reorder.apply(rows_MD, place, order), receive, send, groups.parallel)
+        rows_MD = super().forward(Dispatch.apply(got_MD, order, place[:, None]), theirs_PK.sum(0), stable)
+        return Travel.apply(Dispatch.apply(rows_MD, place, order[:, None]), receive, send, groups.parallel)
 
 
 def by_expert(counts_PK: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -155,26 +156,8 @@ def by_expert(counts_PK: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     ranks, mine = counts_PK.shape
     expert = torch.arange(mine, device=counts_PK.device).repeat(ranks)
     expert = expert.repeat_interleave(counts_PK.flatten(), output_size=rows)
-    order = torch.argsort(expert, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(rows, device=order.device)
-    return order, place
-
-
-class Reorder(torch.autograd.Function):
-    """x[order]; the gradient is read through the inverse order, so nothing is scattered."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        """x [M D], order and inverse [M] -> [M D]."""
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
+    order, place, _ = sort_by_expert(expert[:, None], mine)
+    return order, place.flatten()
 
 
 class Travel(torch.autograd.Function):

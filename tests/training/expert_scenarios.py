@@ -1,25 +1,24 @@
-"""What ranks run with divided experts: python -m tests.training.expert_scenarios NAME OUT (see `scenarios.py`)."""
+"""What ranks run with divided experts (see `scenarios.py`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from tests.training import runs, scenarios
-from tests.training.scenarios import LOSS, PAIRS, PIECES, accumulated, deepspeed, keep, pairs_steps, poison, take
+from tests.training.scenarios import LOSS, PAIRS, STAGES, deepspeed, keep, pairs_steps, take
 from tests.training.synthetic import small_model
 from weft.model.transformer import Transformer
 from weft.training import distributed
 from weft.training.engine import Engine, EngineConfig, LocalEngine
 
 SIZES = {"experts": 4, "experts_per_token": 2, "layers": 3}
-ENGINES = ("local", "z0", "z1", "z2", "z3")
+ENGINES = ("local", *STAGES)
 POISON = ("feature", "gradient", "experts")
 
 
@@ -50,7 +49,7 @@ def quick(out: Path) -> dict[str, Any]:
         result[f"{name}.pairs"] = take(one, pairs_steps(PAIRS, me.rank))
         keep(out, f"{name}.pairs", one)
         one.check_weights()
-        result[f"{name}.clip"] = clipped(out, name, me.rank)
+        result[f"{name}.clip"] = scenarios.clipped(out, name, partial(engine, name, accumulate=2, clip=0.5), me.rank, POISON)
         result[f"{name}.seconds"] = time.monotonic() - began
     one = engine("local", recompute=True)
     result["recompute.pairs"] = take(one, pairs_steps(PAIRS, me.rank))
@@ -61,22 +60,6 @@ def quick(out: Path) -> dict[str, Any]:
         keep(out, "idle." + "".join(map(str, favour)), one)
     result["probe"] = probed(engine("z2"))
     return {**result, **loops(out)}
-
-
-def clipped(out: Path, name: str, rank: int) -> dict[str, Any]:
-    """Two accumulated, clipped steps; poison; then the same steps from the saved state."""
-    one = engine(name, accumulate=2, clip=0.5)
-    losses = take(one, accumulated(rank))
-    keep(out, f"{name}.clip", one)
-    skipped = poison(one, rank, POISON)
-    after = take(one, accumulated(rank, seed=90))
-    again = engine(name, accumulate=2, clip=0.5)
-    distributed.barrier()
-    again.load(load_file(out / f"{name}.clip.weights.safetensors"), load_file(out / f"{name}.clip.moments.safetensors"), {})
-    repeated = take(again, accumulated(rank, seed=90))
-    keep(out, f"{name}.after", one)
-    keep(out, f"{name}.again", again)
-    return {"losses": losses, "poison": skipped, "resumed": [after, repeated]}
 
 
 def probed(one: Engine) -> list[bool]:
@@ -101,15 +84,8 @@ def loops(out: Path) -> dict[str, Any]:
 
 
 def matrix(out: Path) -> dict[str, Any]:
-    """Every ordered pair of modalities on the two ranks, one update each from fresh state, for every engine."""
-    me = distributed.start()
-    for name in ENGINES:
-        for left in PIECES:
-            for right in PIECES:
-                one = engine(name)
-                take(one, pairs_steps([(left, right)], me.rank))
-                keep(out, f"{name}.{left}.{right}", one)
-    return {}
+    """`scenarios.matrix` for every engine with divided experts."""
+    return scenarios.matrix(out, engine, ENGINES)
 
 
 def four(out: Path) -> dict[str, Any]:
@@ -152,9 +128,3 @@ def variants(out: Path) -> dict[str, Any]:
         keep(out, name, one)
         torch.compiler.reset()
     return result
-
-
-SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {"quick": quick, "matrix": matrix, "four": four, "variants": variants}
-
-if __name__ == "__main__":
-    scenarios.run(SCENARIOS)

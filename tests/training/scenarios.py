@@ -1,16 +1,14 @@
-"""What `ranks.launch` runs on every rank: python -m tests.training.scenarios NAME OUT.
+"""What `ranks.launch` runs on every rank.
 
 A scenario writes weights and moments as safetensors and losses as JSON; the test compares them with a plain one-process run.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from weft.training.loss import LossConfig
 from weft.training.optim import OptimizerConfig
 
 LOSS = LossConfig(contrastive=0.1)
+STAGES = ("z0", "z1", "z2", "z3")
 PIECES = {
     "none": [],
     "text": [("text", True)],
@@ -116,25 +115,29 @@ def zero(out: Path, stages: list[int]) -> dict[str, Any]:
         engine = deepspeed(stage)
         result[f"z{stage}.pairs"] = take(engine, pairs_steps(PAIRS, me.rank))
         keep(out, f"z{stage}.pairs", engine)
-
-        engine = deepspeed(stage, accumulate=2, clip=0.5)
-        result[f"z{stage}.accumulated"] = take(engine, accumulated(me.rank))
-        keep(out, f"z{stage}.accumulated", engine)
-        result[f"z{stage}.skip"] = poison(engine, me.rank)
-
-        after = take(engine, accumulated(me.rank, seed=90))
-        again = deepspeed(stage, accumulate=2, clip=0.5)
-        distributed.barrier()
-        saved = out / f"z{stage}.accumulated"
-        again.load(load_file(f"{saved}.weights.safetensors"), load_file(f"{saved}.moments.safetensors"), {})
-        result[f"z{stage}.resumed"] = [after, take(again, accumulated(me.rank, seed=90))]
+        make = partial(deepspeed, stage, accumulate=2, clip=0.5)
+        result[f"z{stage}.clip"] = clipped(out, f"z{stage}", make, me.rank, ("feature", "gradient"))
         result[f"z{stage}.seconds"] = time.monotonic() - began
-        keep(out, f"z{stage}.after", engine)
-        keep(out, f"z{stage}.again", again)
     return result
 
 
-def poison(engine: Engine, rank: int, kinds: tuple[str, ...] = ("feature", "gradient")) -> list[bool]:
+def clipped(out: Path, name: str, make: Callable[[], Engine], rank: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Two accumulated, clipped steps; poison; then the same steps from the saved state."""
+    engine = make()
+    losses = take(engine, accumulated(rank))
+    keep(out, f"{name}.clip", engine)
+    skipped = poison(engine, rank, kinds)
+    after = take(engine, accumulated(rank, seed=90))
+    again = make()
+    distributed.barrier()
+    again.load(load_file(out / f"{name}.clip.weights.safetensors"), load_file(out / f"{name}.clip.moments.safetensors"), {})
+    repeated = take(again, accumulated(rank, seed=90))
+    keep(out, f"{name}.after", engine)
+    keep(out, f"{name}.again", again)
+    return {"losses": losses, "poison": skipped, "resumed": [after, repeated]}
+
+
+def poison(engine: Engine, rank: int, kinds: tuple[str, ...]) -> list[bool]:
     """NaN on rank 1 only, in a feature, then in a gradient ...: [first finite?, second finite?, ..., everything as before?]."""
     before = engine.weights(), engine.moments()
     seen = []
@@ -195,31 +198,15 @@ def everything(out: Path) -> dict[str, Any]:
     return {**replicated(out), **zero(out, [0, 1, 2, 3]), **loops(out)}
 
 
-def matrix(out: Path) -> dict[str, Any]:
-    """Every ordered pair of modalities on the two ranks, one update each from fresh state, for every stage."""
+def matrix(
+    out: Path, make: Callable[[str], Engine] = lambda name: deepspeed(int(name[1])), names: Sequence[str] = STAGES
+) -> dict[str, Any]:
+    """Every ordered pair of modalities on the two ranks, one update each from fresh state, for every engine."""
     me = distributed.start()
-    for stage in (0, 1, 2, 3):
+    for name in names:
         for left in PIECES:
             for right in PIECES:
-                engine = deepspeed(stage)
+                engine = make(name)
                 take(engine, pairs_steps([(left, right)], me.rank))
-                keep(out, f"z{stage}.{left}.{right}", engine)
+                keep(out, f"{name}.{left}.{right}", engine)
     return {}
-
-
-SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {"everything": everything, "loops": loops, "matrix": matrix}
-
-
-def run(scenarios: dict[str, Callable[[Path], dict[str, Any]]]) -> None:
-    """The whole of a rank's process."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[2])
-    found = scenarios[sys.argv[1]](folder)
-    if distributed.world().first:
-        (folder / "result.json").write_text(json.dumps(found))
-    distributed.leave(0)
-
-
-if __name__ == "__main__":
-    run(SCENARIOS)

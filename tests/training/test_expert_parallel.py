@@ -21,7 +21,6 @@ from weft.training.engine import EngineConfig, LocalEngine
 from weft.training.expert_parallel import ExpertGroups, ExpertParallelError, by_expert, check
 from weft.training.export import export
 
-MODULE = "tests.training.expert_scenarios"
 deepspeed = pytest.importorskip("deepspeed", reason="pip install 'weft[deepspeed]'")
 pytestmark = pytest.mark.timeout(900)
 
@@ -31,7 +30,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     """One two-process job with all scenarios; a single process begins one of its runs."""
     out = tmp_path_factory.mktemp("experts")
     runs.go(runs.config(out / "one_then_divided", max_steps=6, schedule=SAME_SCHEDULE), model=routed_model())
-    return out, launch("quick", out, module=MODULE)
+    return out, launch(divided.quick, out)
 
 
 State = dict[str, torch.Tensor]
@@ -166,7 +165,7 @@ def test_adapters_are_refused_with_divided_experts():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_gradients_with_divided_experts_equal_one_process_for_every_pair_of_modalities(tmp_path):
-    launch("matrix", tmp_path, timeout_s=3000, module=MODULE)
+    launch(divided.matrix, tmp_path, limit_s=3000)
     for left in scenarios.PIECES:
         for right in scenarios.PIECES:
             _, state = plain(scenarios.pairs_steps([(left, right)], None))
@@ -177,7 +176,7 @@ def test_gradients_with_divided_experts_equal_one_process_for_every_pair_of_moda
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_four_ranks_in_two_groups_equal_one_process(tmp_path):
-    result = launch("four", tmp_path, ranks=4, timeout_s=1500, module=MODULE)
+    result = launch(divided.four, tmp_path, ranks=4, limit_s=1500)
     losses, state = plain(divided.pairs_of_four(None), clip=0.5)
     for name in ENGINES:
         assert result[name] == pytest.approx(losses, rel=1e-5), name
@@ -187,7 +186,7 @@ def test_four_ranks_in_two_groups_equal_one_process(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_offload_muon_compile_and_bf16_meet_divided_experts(tmp_path):
-    result = launch("variants", tmp_path, timeout_s=1500, module=MODULE)
+    result = launch(divided.variants, tmp_path, limit_s=1500)
     losses, state = plain(scenarios.pairs_steps(scenarios.PAIRS, None))
     for name in ("offload2", "offload3", "compile_local", "compile_z1"):
         assert result[name] == pytest.approx(losses, rel=2e-5), name
