@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import resource
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from weft.benchmarks.speed.ranks import on_ranks
 from weft.benchmarks.speed.report import Row, compare, finish, speed_parser, start
 
 VOCAB = 3000
@@ -88,7 +82,7 @@ def build(given: dict[str, Any], quick: bool, seed: int) -> Any:
     return DeepSpeedEngine(model, config, OptimizerConfig(), LossConfig())
 
 
-def work(case: str, args: argparse.Namespace, ranks: int) -> dict[str, Any]:
+def work(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """One rank's steps: losses, seconds of each step after the first, and memory."""
     from weft.training import distributed
 
@@ -98,7 +92,7 @@ def work(case: str, args: argparse.Namespace, ranks: int) -> dict[str, Any]:
     losses, seconds = [], []
     for step in range(args.steps):
         whole = [batch(args.tokens, args.seed + RANKS * step + part) for part in range(RANKS)]
-        mine = whole if ranks == 1 else [whole[me.rank]]
+        mine = whole if me.size == 1 else [whole[me.rank]]
         distributed.barrier()
         began = time.perf_counter()
         outcome = engine.forward_backward(mine, engine.exchange(mine, []).whole)
@@ -126,23 +120,8 @@ def held_bytes() -> int:
 
 
 def run(case: str, args: argparse.Namespace, ranks: int) -> dict[str, Any]:
-    """Start the ranks of one case and return rank 0's figures with the largest memory of any rank."""
-    with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="weft-zero-") as folder:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        processes = []
-        for rank in range(ranks):
-            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            command = [sys.executable, "-m", "weft.benchmarks.speed.zero", "--worker", case, "--out", f"{folder}/{rank}.json"]
-            command += ["--tokens", str(args.tokens), "--steps", str(args.steps), "--seed", str(args.seed)]
-            command += ["--threads", "1", *(["--quick"] if args.quick else [])]
-            environment = {**os.environ, **{k: str(v) for k, v in world.items()}, "OMP_NUM_THREADS": "1"}
-            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-        texts = [process.communicate(timeout=args.limit)[0].decode(errors="replace") for process in processes]
-        if any(process.returncode for process in processes):
-            raise RuntimeError(f"{case}: a rank failed\n" + "\n".join(text[-2000:] for text in texts))
-        parts = [json.loads(Path(f"{folder}/{rank}.json").read_text()) for rank in range(ranks)]
+    """Rank 0's figures of one case, with the largest memory of any rank."""
+    parts = on_ranks(lambda: work(case, args), ranks, args.limit)
     return {**parts[0], **{name: max(part[name] for part in parts) for name in ("held", "grown")}}
 
 
@@ -168,23 +147,19 @@ def row(case: str, found: dict[str, Any], plain: dict[str, Any], args: argparse.
 
 
 def main() -> None:
-    """Run the table, or (with --worker) one rank of one case."""
+    """Run the table."""
     parser = speed_parser("zero", __doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=None, help="tokens of one process in one step")
     parser.add_argument("--steps", type=int, default=None, help="steps of every case; the first is not timed")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which a case counts as failed")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.tokens = args.tokens or (256 if args.quick else 1024)
-    args.steps = args.steps or (3 if args.quick else 8)
+    args.steps = args.steps or (3 if args.quick else 6)
+    args.threads = 1  # per process; and a process is forked safely while it has no threads
     start(args)
-    if args.worker:
-        from weft.training.distributed import leave
+    from weft.training.deepspeed_engine import import_deepspeed  # read once, before the ranks are forked
 
-        warnings.simplefilter("ignore")
-        args.out.write_text(json.dumps(work(args.worker, args, int(os.environ["WORLD_SIZE"]))))
-        leave(0)
+    import_deepspeed(torch.device("cpu"))
     plain = run("one process", args, 1)
     rows = [row(case, run(case, args, RANKS), plain, args) for case in (QUICK if args.quick else CASES)]
     finish(rows, args)
