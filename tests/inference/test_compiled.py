@@ -104,7 +104,7 @@ def test_loading_compiles_every_step_there_will_be(tiny: Generalist) -> None:
 
         return torch.compile(step, dynamic=True, fullgraph=True, backend=backend)
 
-    small = make_model(tiny.tokenizer, layers=2, full_every=2, window=16)
+    small = make_model(tiny.tokenizer, layers=2, full_every=2, window=16, experts=2)
     plain, model = Generalist(small, tiny.tokenizer), Generalist(CompiledModel(small, compiler), tiny.tokenizer)
     assert len(made) == 2
     for count, tokens in ((1, 3), (2, 70), (9, 3)):

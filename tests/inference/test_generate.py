@@ -138,7 +138,7 @@ def check_any_batch(tiny: Generalist, pool: int, compositions: int, seed: int) -
 
 
 def test_a_reply_is_bit_equal_alone_and_in_any_batch(tiny: Generalist) -> None:
-    check_any_batch(tiny, pool=16, compositions=30, seed=3)
+    check_any_batch(tiny, pool=16, compositions=20, seed=3)
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_any_history_answers_as_the_index_in_memory(index: ServerIndex, tmp_path
 
 
 def test_hnsw_recall_is_above_098_and_removal_holds(url: str) -> None:
-    rows, queries = unit(3_000, 64), unit(50, 64, 1)
+    rows, queries = unit(1_500, 64), unit(50, 64, 1)
     with ServerIndex(url, "graph", 64, "hnsw") as index:
         index.add([str(i) for i in range(len(rows))], rows)
         truth = brute(rows, queries, 10)
