@@ -85,11 +85,11 @@ def _train(
     net: CodecNet, grids: Sequence[np.ndarray], norm: tuple[float, float], fit: CodecFit, progress: Progress | None
 ) -> None:
     """AdamW on the mean squared error of normalised features."""
-    random = np.random.default_rng(fit.seed)
+    random, sides = np.random.default_rng(fit.seed), np.array([g.shape[:2] for g in grids])
     optimizer = torch.optim.AdamW(net.parameters(), lr=fit.learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.learning_rate, total_steps=fit.steps + 1, pct_start=0.05)
     for step in range(fit.steps):
-        batch = torch.from_numpy((_batch(grids, fit, random) - norm[0]) / norm[1])
+        batch = torch.from_numpy((_batch(grids, sides, fit, random) - norm[0]) / norm[1])
         loss = torch.nn.functional.mse_loss(net(batch), batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -100,12 +100,16 @@ def _train(
             progress(step + 1, fit.steps, loss.item())
 
 
-def _batch(grids: Sequence[np.ndarray], fit: CodecFit, random: np.random.Generator) -> np.ndarray:
-    """float32 [B h w F]: crops at random places of random grids, all of the smallest side among them."""
+def _batch(grids: Sequence[np.ndarray], sides: np.ndarray, fit: CodecFit, random: np.random.Generator) -> np.ndarray:
+    """float32 [B h w F]: crops at random places of random grids, all of the smallest side among them. `sides` [grids 2].
+
+    Of few small grids there are few crops; many times the same one would cost time and teach nothing."""
     first = grids[int(random.integers(len(grids)))]
     limit = fit.crop if first.shape[0] > 1 else fit.crop * 4
     side = (min(first.shape[0], limit), min(first.shape[1], limit))
-    picks = random.integers(len(grids), size=max(1, fit.batch_tokens // (side[0] * side[1])))
+    distinct = int(np.prod(np.maximum(sides - side, 0) + 1, axis=1).sum())
+    most = 2 * distinct if distinct > 1 else 1
+    picks = random.integers(len(grids), size=min(max(1, fit.batch_tokens // (side[0] * side[1])), most))
     chosen = [first, *(grids[int(i)] for i in picks[1:])]
     h, w = (min(side[axis], *(g.shape[axis] for g in chosen)) for axis in (0, 1))
     crops = []

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.tokenizers.codec import Codec, CodecConfig, encode_all
-from weft.tokenizers.codec_fit import CodecFit, CodecReport, fit_codec, measure
+from weft.tokenizers.codec_fit import CodecFit, CodecReport, _batch, fit_codec, measure
 from weft.tokenizers.files import TokenizerError
 from weft.tokenizers.fsq import FSQ
 
@@ -113,6 +113,13 @@ def test_grids_of_different_sizes_fit_together_and_progress_is_told() -> None:
     assert [t[:2] for t in told] == [(i, 4) for i in range(1, 5)]
     assert report.tokens == sum(g.shape[0] * g.shape[1] for g in mixed)
     assert not codec.flat
+
+
+def test_a_step_does_not_repeat_the_few_crops_that_there_are() -> None:
+    random, plan = np.random.default_rng(0), CodecFit(batch_tokens=1024, crop=3)
+    for count, most in ((1, 1), (4, 24), (400, 1024 // 9)):  # a grid of 3 x 5 has three crops of 3 x 3
+        some = [g[:, :3] for g in grids(1)] if count == 1 else grids(count)
+        assert len(_batch(some, np.array([g.shape[:2] for g in some]), plan, random)) == most
 
 
 def test_constant_data_fits_without_nan() -> None:
