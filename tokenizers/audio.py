@@ -18,7 +18,7 @@ import numpy as np
 
 from weft.tokenizers import files
 from weft.tokenizers.base import Tokens
-from weft.tokenizers.codec import Codec, CodecConfig, encode_all
+from weft.tokenizers.codec import Codec, CodecConfig, encode_all, saved_codec
 from weft.tokenizers.codec_fit import CodecFit, CodecReport, Progress, fit_codec, measure
 from weft.tokenizers.files import TokenizerError
 from weft.tokenizers.media.audio import load_audio
@@ -189,11 +189,8 @@ class AudioTokenizer:
     def load(cls, folder: Path, vocoder: Vocoder | None = None) -> AudioTokenizer:
         """Read what `save` wrote."""
         settings, arrays = files.read(folder, "audio")
-        tokenizer = cls(files.config_from(AudioConfig, settings.get("config"), str(folder)), vocoder=vocoder)
-        if "codec" not in settings:
-            return tokenizer
-        config = files.config_from(CodecConfig, settings["codec"], str(folder))
-        return cls(tokenizer.config, Codec.from_arrays(config, arrays, tokenizer.feature_size, flat=True), vocoder=vocoder)
+        plain = cls(files.config_from(AudioConfig, settings.get("config"), str(folder)))
+        return cls(plain.config, saved_codec(settings, arrays, plain.feature_size, str(folder), flat=True), vocoder=vocoder)
 
     def digest(self) -> str:
         """SHA-256 over the config and the codec."""

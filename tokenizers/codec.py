@@ -14,14 +14,15 @@ thread, while numpy would start one per core in every worker.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weft.tokenizers.files import Arrays, TokenizerError
+from weft.tokenizers.files import Arrays, TokenizerError, config_from
 from weft.tokenizers.fsq import FSQ
 
 _BLOCK = 1024  # tokens encoded at once: hidden values stay in the cache
@@ -144,6 +145,19 @@ class Codec:
         except RuntimeError as error:
             raise TokenizerError(f"the codec's arrays do not fit its config: {error}") from error
         return cls(config, net, norm[0].item(), norm[1].item(), feature_size, flat)
+
+
+def codec_settings(codec: Codec | None) -> dict[str, Any]:
+    """What a tokenizer's JSON says of its codec, beside `Codec.arrays`; nothing where there is none."""
+    return {"codec": asdict(codec.config), "flat": codec.flat} if codec else {}
+
+
+def saved_codec(settings: dict[str, Any], arrays: Arrays, feature_size: int, where: str, flat: bool = False) -> Codec | None:
+    """The inverse; `flat` for tokenizers that do not say it because it never changes. `where` is for errors."""
+    if "codec" not in settings:
+        return None
+    config = config_from(CodecConfig, settings["codec"], where)
+    return Codec.from_arrays(config, arrays, feature_size, flat or bool(settings.get("flat")))
 
 
 def encode_all(codec: Codec | None, features: Sequence[np.ndarray]) -> list[np.ndarray]:

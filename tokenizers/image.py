@@ -18,7 +18,7 @@ import numpy as np
 from weft.tokenizers import files
 from weft.tokenizers.base import Tokens
 from weft.tokenizers.clock import label
-from weft.tokenizers.codec import Codec, CodecConfig, encode_all
+from weft.tokenizers.codec import Codec, CodecConfig, codec_settings, encode_all, saved_codec
 from weft.tokenizers.codec_fit import CodecFit, CodecReport, Progress, fit_codec, measure
 from weft.tokenizers.files import TokenizerError
 from weft.tokenizers.media.image import fit_within, load_image
@@ -165,9 +165,7 @@ class ImageTokenizer:
         return measure(self._fitted(), [patchify(self.pixels(s), self.config.patch) for s in segments])
 
     def _state(self) -> tuple[dict[str, Any], files.Arrays]:
-        settings: dict[str, Any] = {"modality": self.modality, "config": asdict(self.config)}
-        if self.codec:
-            settings |= {"codec": asdict(self.codec.config), "flat": self.codec.flat}
+        settings = {"modality": self.modality, "config": asdict(self.config), **codec_settings(self.codec)}
         return settings, self.codec.arrays() if self.codec else {}
 
     def save(self, folder: Path) -> None:
@@ -178,12 +176,8 @@ class ImageTokenizer:
     def load(cls, folder: Path) -> ImageTokenizer:
         """Read what `save` wrote."""
         settings, arrays = files.read(folder, "image")
-        tokenizer = cls(files.config_from(ImageConfig, settings.get("config"), str(folder)))
-        if "codec" not in settings:
-            return tokenizer
-        config = files.config_from(CodecConfig, settings["codec"], str(folder))
-        codec = Codec.from_arrays(config, arrays, tokenizer.feature_size, bool(settings.get("flat")))
-        return cls(tokenizer.config, codec)
+        plain = cls(files.config_from(ImageConfig, settings.get("config"), str(folder)))
+        return cls(plain.config, saved_codec(settings, arrays, plain.feature_size, str(folder)))
 
     def digest(self) -> str:
         """SHA-256 over the config and the codec."""

@@ -16,7 +16,7 @@ import numpy as np
 from weft.tokenizers import files
 from weft.tokenizers.base import Tokens
 from weft.tokenizers.clock import label, segment_times
-from weft.tokenizers.codec import Codec, CodecConfig
+from weft.tokenizers.codec import Codec, codec_settings, saved_codec
 from weft.tokenizers.files import TokenizerError
 from weft.tokenizers.image import ImageTokenizer, patchify, raster, standardise, unpatchify
 from weft.tokenizers.media.limits import DEFAULT, Limits
@@ -131,9 +131,7 @@ class VideoTokenizer:
         return VideoTokenizer(self.config, image, self.limits)
 
     def _state(self) -> tuple[dict[str, Any], files.Arrays]:
-        settings: dict[str, Any] = {"modality": self.modality, "config": asdict(self.config)}
-        if self.codec:
-            settings |= {"codec": asdict(self.codec.config), "flat": self.codec.flat}
+        settings = {"modality": self.modality, "config": asdict(self.config), **codec_settings(self.codec)}
         return settings, self.codec.arrays() if self.codec else {}
 
     def save(self, folder: Path) -> None:
@@ -145,10 +143,8 @@ class VideoTokenizer:
         """Read what `save` wrote."""
         settings, arrays = files.read(folder, "video")
         tokenizer = cls(files.config_from(VideoConfig, settings.get("config"), str(folder)))
-        if "codec" in settings:
-            config = files.config_from(CodecConfig, settings["codec"], str(folder))
-            tokenizer.codec = Codec.from_arrays(config, arrays, tokenizer.feature_size, bool(settings.get("flat")))
-            tokenizer.size = tokenizer.codec.size
+        tokenizer.codec = saved_codec(settings, arrays, tokenizer.feature_size, str(folder))
+        tokenizer.size = tokenizer.codec.size if tokenizer.codec else 0
         return tokenizer
 
     def digest(self) -> str:
