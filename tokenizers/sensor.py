@@ -75,8 +75,11 @@ class SensorTokenizer:
         `method` is one for all channels or one per channel: "quantile" (any distribution), "mu_law" (fine near zero), "linear".
         """
         tables = [as_table(a.values if isinstance(a, Sensor) else a, f"sensor kind {kind!r}") for a in arrays]
-        if not tables or len({t.shape[1] for t in tables}) != 1:
-            raise TokenizerError(f"sensor kind {kind!r} needs one or more arrays with the same number of channels")
+        if not tables:
+            raise TokenizerError(f"sensor kind {kind!r} needs one or more arrays to be fitted on")
+        if len(counts := sorted({t.shape[1] for t in tables})) > 1:
+            found = " and ".join(map(str, counts))
+            raise TokenizerError(f"sensor kind {kind!r} has tables of {found} channels; give unlike sensors different kinds")
         values = np.concatenate(tables)
         count = values.shape[1]
         methods = (method,) * count if isinstance(method, str) else tuple(method)

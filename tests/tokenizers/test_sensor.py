@@ -149,7 +149,7 @@ def test_aware_datetimes_are_times() -> None:
     ("arrays", "options", "needle"),
     [
         ([], {}, "one or more arrays"),
-        ([np.zeros((2, 3)), np.zeros((2, 2))], {}, "same number of channels"),
+        ([np.zeros((2, 3)), np.zeros((2, 2))], {}, "2 and 3 channels; give unlike sensors different kinds"),
         ([np.zeros((2, 3))], {"channels": ("a",)}, "3 channels, but 1 channels"),
         ([np.zeros((2, 3))], {"method": ("linear",)}, "1 methods"),
         ([np.zeros((2, 3))], {"method": "log"}, "'quantile', 'mu_law' or 'linear'"),
