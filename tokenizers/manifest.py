@@ -123,9 +123,9 @@ def _segment(value: Any, base: Path, outside: bool, where: str) -> Segment:
     clock: dict[str, Any] = {"rate_hz": _rate(value, where), "times": _times(value, where)}
     if kind == "video":
         return Video(frames=_media(media, base, outside, where), **clock, **common)
-    values, *found = _values(media, base, outside, where, kind)
+    values, *heads = _values(media, base, outside, where, kind)
     if kind == "sensor":
-        names: dict[str, Any] = {k: _names(value, k, where) or own for k, own in zip(("channels", "units"), found)}
+        names: dict[str, Any] = {k: _names(value, k, where) or own for k, own in zip(("channels", "units"), heads)}
         label = value.get("kind", "default")
         if not isinstance(label, str):
             raise ManifestError(f"{where}: key 'kind' must be a string, got {label!r}")
