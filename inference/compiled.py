@@ -138,7 +138,7 @@ class CompiledModel:
         return lanes.graph(inputs)
 
     def _warm(self) -> None:
-        """Compile for one lane and for several, so that no later call has to.
+        """Compile for one lane and for several, so that later calls trace no other version (inductor may add its own).
 
         The compiler takes sizes that are equal here for equal ever after, so the several are a number that no other axis has,
         and the two buffers are read to different ends.
