@@ -50,7 +50,7 @@ def test_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_float16_with_grouped_heads(name: str) -> None:
-    compare(name, torch.float16, (4, 2, 32), SIZES)
+    compare(name, torch.float16, (4, 2, 32), LARGE)
 
 
 @pytest.mark.parametrize("name", [name for name in SHORT if name not in GROUPED])
