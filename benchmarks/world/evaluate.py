@@ -22,6 +22,7 @@ from weft.benchmarks.world.hmm import edits
 from weft.benchmarks.world.material import label, lines
 from weft.benchmarks.world.specialists import Judges, judges
 from weft.benchmarks.world.tasks import TASKS, TEST_SEED, Task, grade, prompt, recall_directions, reference, understand
+from weft.inference.generate import Request
 from weft.inference.request import Produce
 from weft.inference.rollout import EpisodeSpec
 from weft.tokenizers.manifest import load_document
@@ -116,13 +117,17 @@ def with_one_removed(exam: Exam, task: Task, rows: list[dict[str, Any]]) -> Resu
     return Result(task, bootstrap(np.concatenate(kept) if whole.any() else np.zeros(1)), 0.0, [], parts)
 
 
+def drawn(exam: Exam, rows: list[dict[str, Any]], produce: str, **options: Any) -> list[Any]:
+    """A reply per row, each with a seed of its own: equal prompts would draw equal media from one."""
+    asked = [Request(prompt, produce, {**options, "seed": i}) for i, prompt in enumerate(exam.prompts(rows))]
+    return [reply for part in chunks(asked) for reply in exam.model.generate(list(part))]
+
+
 def images(exam: Exam, task: Task) -> Result:
     """A picture drawn from words, judged by the specialist that reads real scans."""
     rows = exam.questions(task.sources[0])
-    made = []
-    for part in chunks(exam.prompts(rows)):
-        replies = exam.model.generate(list(part), "image", grid=(4, 4), temperature=IMAGE_TEMPERATURE, seed=0)
-        made += [np.asarray(reply.image.pixels) for reply in replies]
+    replies = drawn(exam, rows, "image", grid=(4, 4), temperature=IMAGE_TEMPERATURE)
+    made = [np.asarray(reply.image.pixels) for reply in replies]
     return judged(exam, task, rows, made, [exam.judges.judge_digit(picture) for picture in made])
 
 
@@ -153,10 +158,7 @@ def rests(exam: Exam, task: Task) -> Result:
 def speech(exam: Exam, task: Task) -> Result:
     """A word spoken: codes to waveform, judged by the specialist that hears real clips."""
     rows = exam.questions(task.sources[0])
-    made = []
-    for part in chunks(exam.prompts(rows)):
-        replies = exam.model.generate(list(part), "audio", max_tokens=25, temperature=SPEECH_TEMPERATURE, seed=0)
-        made += [reply.audio for reply in replies]
+    made = [r.audio for r in drawn(exam, rows, "audio", max_tokens=25, temperature=SPEECH_TEMPERATURE)]
     seen = [exam.judges.judge_speech(np.asarray(sound.samples), int(sound.rate_hz)) for sound in made]
     return judged(exam, task, rows, made, seen)
 
