@@ -19,12 +19,12 @@ import torch
 from weft.inference.compiled import CompiledModel
 from weft.inference.errors import CheckpointError
 from weft.inference.feed import extend, part_of
-from weft.inference.paged import CHOICE, PagedModel
+from weft.inference.paged import PagedModel
 from weft.inference.quantize import KINDS, quantize_weights
-from weft.kernels.choice import ChoiceError
 from weft.model.cache import CacheError
 from weft.model.config import ConfigError, ModelConfig
 from weft.model.hub import HubError, fetch, is_hub_id
+from weft.model.paged import is_paged
 from weft.model.save import SaveError, from_pretrained, save_pretrained
 from weft.model.transformer import Transformer
 from weft.tokenizers.bundle import StreamTokenizer, TokenizerMismatch
@@ -79,11 +79,11 @@ def load(
 def _decoding(model: Transformer, compile: bool, cache: str | None) -> Any:
     """The model as it decodes."""
     try:
-        is_paged = CHOICE.pick(cache) == "paged"
-        if is_paged and compile:
+        paged = is_paged(cache)
+        if paged and compile:
             raise CheckpointError("compile=True and a paged cache are two ways to decode; choose one of them")
-        return PagedModel(model) if is_paged else CompiledModel(model) if compile else model
-    except (ChoiceError, CacheError) as error:
+        return PagedModel(model) if paged else CompiledModel(model) if compile else model
+    except CacheError as error:
         raise CheckpointError(f"the model cannot be decoded this way ({error}); load it with cache='document'") from error
 
 

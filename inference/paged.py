@@ -21,12 +21,9 @@ import torch
 from torch import Tensor
 
 from weft.inference.lanes import KINDS, steps_of
-from weft.kernels.choice import Choice
-from weft.kernels.paged import PagedKeys
 from weft.model.cache import KeyStore, StreamCache
-from weft.model.paged import PagedDecoder
+from weft.model.paged import PagedDecoder, fetch
 
-CHOICE = Choice("WEFT_CACHE", ("document", "paged"), auto="document")
 FIRST_LENGTH = 256
 OWN = ("data", "_data", "stay")
 
@@ -130,8 +127,8 @@ class Stay:
                 ]
                 slot = torch.tensor(slots, dtype=torch.int64)
             keys = (
-                _fetch(pages.local, self.row, local, slot),
-                _fetch(pages.full, self.row, self.full, torch.arange(local.length)),
+                fetch(pages.local, self.row, slot, local._data),
+                fetch(pages.full, self.row, torch.arange(local.length), self.full._data),
             )
             local.stay = self.full.stay = None
             local.data, self.full.data = keys
@@ -173,12 +170,3 @@ class PagedStore(KeyStore):
 def _stay_of(cache: StreamCache, decoder: PagedDecoder) -> Stay | None:
     stay = cache.local.stay if isinstance(cache.local, PagedStore) else None
     return stay if stay is not None and stay.decoder is decoder else None
-
-
-def _fetch(keys: PagedKeys, row: int, store: PagedStore, slot: Tensor) -> Tensor:
-    """Keys and values in these slots of a row, all layers, as a store's data [layers 2 G slots K]."""
-    data = store._data.new_empty((*store._data.shape[:3], len(slot), store._data.shape[4]))
-    if len(data):
-        place, page = keys.places(row, slot), keys.pool.shape[4]
-        data.copy_(keys.pool[:, place // page, :, :, place % page].permute(1, 2, 3, 0, 4))
-    return data

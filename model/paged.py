@@ -17,12 +17,24 @@ import torch
 from torch import Tensor
 
 from weft.kernels.attention import attention
+from weft.kernels.choice import Choice, ChoiceError
 from weft.kernels.cuda_decode import Step, advance, decode_attention, new_step
 from weft.kernels.norm_rope import norm_rope_store
 from weft.kernels.paged import PAGE, PagedCache, PagedKeys
 from weft.model.cache import CacheError, KeyStore, StreamCache
 from weft.model.rows import pad_rows
 from weft.model.transformer import Transformer
+
+CHOICE = Choice("WEFT_CACHE", ("document", "paged"), auto="document")
+"""Which cache decoding uses; pages are never chosen by themselves until they have been timed on a GPU."""
+
+
+def is_paged(asked: str | None) -> bool:
+    """Whether `asked` ("document", "paged" or None), else WEFT_CACHE, wants pages. Raises CacheError for any other word."""
+    try:
+        return CHOICE.pick(asked) == "paged"
+    except ChoiceError as error:
+        raise CacheError(str(error)) from error
 
 
 class PagedDecoder:
@@ -154,3 +166,12 @@ def _copy(keys: PagedKeys, row: int, store: KeyStore, slot: Tensor) -> None:
     place = keys.places(row, slot)
     page = keys.pool.shape[4]
     keys.pool[:, place // page, :, :, place % page] = store.data[:, :, :, : store.used].permute(3, 0, 1, 2, 4).to(keys.pool)
+
+
+def fetch(keys: PagedKeys, row: int, slot: Tensor, like: Tensor) -> Tensor:
+    """Keys and values in these slots of a row, all layers: [layers 2 G slots K], as `KeyStore.data`, in the type of `like`."""
+    data = like.new_empty((*like.shape[:3], len(slot), like.shape[4]))
+    if len(data):
+        place, page = keys.places(row, slot), keys.pool.shape[4]
+        data.copy_(keys.pool[:, place // page, :, :, place % page].permute(1, 2, 3, 0, 4))
+    return data

@@ -14,8 +14,9 @@ from weft.inference.errors import CheckpointError
 from weft.inference.feed import clone
 from weft.inference.generalist import Generalist
 from weft.inference.load import load
-from weft.inference.paged import CHOICE, PagedModel
+from weft.inference.paged import PagedModel
 from weft.inference.sampling import Sampling
+from weft.model.paged import CHOICE
 
 
 def check_equal(plain: Generalist, other: Generalist, count: int) -> None:
