@@ -29,7 +29,7 @@ def test_the_choice_it_names_is_the_one_a_call_takes(monkeypatch: pytest.MonkeyP
     at = torch.arange(200)
     layout = StreamLayout.build(torch.zeros_like(at), at % 50 == 0, torch.full_like(at, -1), 24)
     q, k = torch.zeros(200, 4, 16, requires_grad=True), torch.zeros(200, 2, 16)
-    assert dispatcher._select(q, k, k, layout, None, False)[0] == named
+    assert dispatcher._select(q, k, k, layout, "auto", False)[0] == named
     monkeypatch.setenv("WEFT_MOE", "triton")
     routed = command.other_rows(SHAPE, "cpu", torch.float32)[1][1]
     assert routed[1][:2] == ("triton", "no") and "needs an NVIDIA GPU" in routed[1][2]

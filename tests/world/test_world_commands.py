@@ -105,7 +105,7 @@ def test_the_live_view_shows_every_stage() -> None:
 def test_stages_are_expected_in_the_order_of_the_work() -> None:
     full, small = expected(Quickstart()), expected(Quickstart(scale=0.1, max_steps=10, limit=5))
     assert list(full) == list(small) == ["world", "shards", "tokenizers", "streams", "training", "specialists", "evaluation"]
-    assert full["training"] == 660 and small["training"] < 10 and sum(small.values()) < sum(full.values())
+    assert full["training"] == 60 * Quickstart().minutes and small["training"] < 10 and sum(small.values()) < sum(full.values())
 
 
 def test_the_table_prints_every_task_and_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
