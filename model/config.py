@@ -44,18 +44,28 @@ BOUNDS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class Resample:
-    """A Perceiver resampler: every `tokens` feature rows of a modality become `latents` rows (Flamingo, arXiv 2204.14198)."""
+    """A Perceiver resampler: every `tokens` feature rows of a medium become `latents` positions (Flamingo, arXiv 2204.14198).
+
+    The batch holds tokens / latents rows of features side by side at each position: `feature_sizes` counts all their values.
+    """
 
     tokens: int
-    """Feature rows of one medium that go in together."""
+    """Feature rows of one medium that go in together: a multiple of `latents`."""
     latents: int
-    """Rows that come out, and positions that the stream holds for the medium."""
+    """Rows that come out, and positions that the stream holds for them."""
     depth: int = 2
     """Cross-attention layers."""
 
     def __post_init__(self) -> None:
         for name, high in (("tokens", 65536), ("latents", 65536), ("depth", 64)):
             _check_int(f"resample.{name}", getattr(self, name), 1, high)
+        if self.tokens % self.latents:
+            raise ConfigError(f"model config: resample.tokens={self.tokens} must be a multiple of latents={self.latents}")
+
+    @property
+    def rows(self) -> int:
+        """Feature rows that a position carries."""
+        return self.tokens // self.latents
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,8 @@ class ModelConfig:
     slices: tuple[tuple[int, int], ...] = ()
     """(first, end) ids of every output slice; () means one slice over the whole vocabulary."""
     feature_sizes: dict[str, int] = field(default_factory=dict)
-    """modality -> F, for every modality that carries raw features. Kept sorted by name: the order in which modules run."""
+    """modality -> F, for every modality that carries raw features; all values of a position. Kept sorted by name: the order in
+    which modules run."""
     num_modalities: int = 6
     num_channels: int = 64
     """Rows of the channel embedding: the largest channel number of a sensor or an action, plus one."""
@@ -183,9 +194,14 @@ class ModelConfig:
             _check_int(f"feature_sizes[{name}]", size, 1, 2**22)
         for number in self.last_medium:
             _check_int("last_medium", number, 0, self.num_modalities - 1)
-        for name in self.resample:
+        for name, resample in self.resample.items():
             if name not in self.feature_sizes:
                 raise ConfigError(f"model config: resample[{name}] needs feature_sizes[{name}]")
+            if self.feature_sizes[name] % resample.rows:
+                raise ConfigError(
+                    f"model config: feature_sizes[{name}]={self.feature_sizes[name]} must hold the {resample.rows} rows that "
+                    f"resample[{name}] has at each position"
+                )
 
     # The two names that DeepSpeed's AutoEP looks up on `model.config`.
     @property
@@ -224,6 +240,11 @@ class ModelConfig:
         if "vocab_size" not in values:
             raise ConfigError("model config: vocab_size is missing")
         return cls(**values)
+
+
+def resamplers(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """modality -> {tokens, latents}: what the streams that a model reads have to agree with."""
+    return {name: {"tokens": shape.tokens, "latents": shape.latents} for name, shape in config.resample.items()}
 
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:

@@ -56,6 +56,7 @@ def active_params(config: ModelConfig) -> int:
 
 def _encoder(prefix: str, size: int, config: ModelConfig, resample: Resample | None) -> Shapes:
     width, hidden = config.width, config.feature_hidden
+    size //= resample.rows if resample else 1
     if hidden is None:
         shapes: Shapes = {"proj.weight": (width, size), "proj.bias": (width,)}
     else:

@@ -25,33 +25,46 @@ class FeatureError(ValueError):
 
 
 class FeatureEncoder(nn.Module):
-    """Features of one modality [k F] -> [k' D]: linear or two layers, then perhaps a resampler."""
+    """Features of one modality [k F] -> [k D]: linear or two layers, then perhaps a resampler."""
 
     def __init__(self, name: str, config: ModelConfig) -> None:
         super().__init__()
         self.name = name
         self.size = config.feature_sizes[name]
-        hidden = config.feature_hidden
+        hidden, shape = config.feature_hidden, config.resample.get(name)
+        self.row = row = self.size // (shape.rows if shape else 1)
         if hidden is None:
-            self.proj: nn.Module = nn.Linear(self.size, config.width)
+            self.proj: nn.Module = nn.Linear(row, config.width)
         else:
-            self.proj = nn.Sequential(nn.Linear(self.size, hidden), nn.SiLU(), nn.Linear(hidden, config.width))
-        shape = config.resample.get(name)
+            self.proj = nn.Sequential(nn.Linear(row, hidden), nn.SiLU(), nn.Linear(hidden, config.width))
         self.resampler = Resampler(config.width, config.head_width, shape, config.norm_eps) if shape else None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Raw rows to rows of the stream; k' = k without a resampler, else k / tokens * latents."""
+        """Raw features of k positions to what is added there."""
         if features.dim() != 2 or features.shape[1] != self.size:
             raise FeatureError(f"{self.name} features need shape [k, {self.size}], found {list(features.shape)}")
-        x = self._project(features.to(_weight_of(self.proj).dtype))
-        if self.resampler is None:
-            return x
-        tokens = self.resampler.shape.tokens
-        if len(x) % tokens:
-            raise FeatureError(f"{self.name} features come in groups of {tokens} for the resampler, found {len(x)} rows")
-        return self.resampler(x.view(-1, tokens, x.shape[-1])).flatten(0, 1)
+        return self._project(features) if self.resampler is None else self._resample(features, self.resampler)
+
+    def _resample(self, features: Tensor, resampler: Resampler) -> Tensor:
+        """Every `latents` positions hold the `tokens` rows of a group side by side; a row of NaN is absent (a medium's end)."""
+        shape = resampler.shape
+        if len(features) % shape.latents:
+            raise FeatureError(
+                f"{self.name} features come in groups of {shape.latents} positions for the resampler, found {len(features)}; "
+                "keep the positions of a group together"
+            )
+        features = features.to(resampler.latents.dtype)
+        groups = features.reshape(len(features) // shape.latents, shape.latents * self.size)
+        count = len(groups)
+        if not torch.is_grad_enabled():
+            groups = pad_rows(groups)  # a group's bits do not depend on how many come along
+        rows = groups.reshape(len(groups), shape.tokens, self.row)
+        absent = rows[..., 0].isnan()
+        x = self._project(rows.masked_fill(absent[..., None], 0.0).flatten(0, 1))
+        return resampler(x.view(len(groups), shape.tokens, x.shape[-1]), absent)[:count].flatten(0, 1)
 
     def _project(self, features: Tensor) -> Tensor:
+        features = features.to(_weight_of(self.proj).dtype)
         if torch.is_grad_enabled() or not len(features):
             return self.proj(features)
         return self.proj(pad_rows(features))[: len(features)]
@@ -79,6 +92,7 @@ class Embedding(nn.Module):
             encoded = encoder(rows)
             if len(encoded) != len(at):
                 raise FeatureError(f"{name}: {len(encoded)} feature rows for {len(at)} positions in feature_at")
+            self._check_groups(name, at)
             x = x.index_add(0, at, encoded.to(x.dtype))
         return x
 
@@ -92,6 +106,17 @@ class Embedding(nn.Module):
             raise FeatureError(f"channel {most}, the model's num_channels is {channels}; raise it (sizes.num_channels)")
         table = self.modality.weight[:, None] + self.channel.weight
         return F.embedding(modality * channels + channel, table.flatten(0, 1))
+
+    def _check_groups(self, name: str, at: Tensor) -> None:
+        """On a CPU, where looking is cheap: the positions of a resampler's group lie side by side."""
+        shape = self.config.resample.get(name)
+        if shape is None or at.device.type != "cpu":
+            return
+        reach = at[shape.latents - 1 :: shape.latents] - at[:: shape.latents]
+        if bool((reach != shape.latents - 1).any()):
+            raise FeatureError(
+                f"{name}: a group of {shape.latents} resampled positions is torn apart; cut streams between groups"
+            )
 
     def _check_names(self, features: Mapping[str, Tensor]) -> None:
         for name, rows in features.items():

@@ -13,7 +13,13 @@ from weft.model.transformer import Transformer
 VARIANTS = [
     {},
     {"tied": True, "experts": 0, "feature_hidden": 31},
-    {"experts": 1, "experts_per_token": 1, "shared_width": 0, "resample": {"audio": {"tokens": 5, "latents": 3}}},
+    {
+        "experts": 1,
+        "experts_per_token": 1,
+        "shared_width": 0,
+        "feature_sizes": {"audio": 22, "image": 13},
+        "resample": {"audio": {"tokens": 6, "latents": 3}},
+    },
 ]
 
 

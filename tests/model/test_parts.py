@@ -6,6 +6,7 @@ import time
 import pytest
 import streams
 import torch
+from streams import FEATURES
 
 from weft.kernels.elementwise import swiglu
 from weft.kernels.sliced_loss import sliced_cross_entropy
@@ -35,22 +36,32 @@ def test_an_input_is_the_sum_of_its_embeddings(hidden: int | None) -> None:
 
 
 def test_resampler_makes_latents_and_runs_on_nothing() -> None:
-    model = build(resample={"audio": {"tokens": 5, "latents": 3, "depth": 2}})
+    model = build(feature_sizes=FEATURES | {"audio": 22}, resample={"audio": {"tokens": 6, "latents": 3, "depth": 2}})
     batch = streams.join([streams.document(60, 2)])
-    batch.features["audio"] = torch.rand(10, 11)
+    batch.features["audio"] = torch.rand(6, 22)
     batch.feature_at["audio"] = torch.arange(6)
     model(batch).hidden.sum().backward()
     assert model.embedding.features["audio"].resampler.latents.grad.any()
-    resampler = Resampler(22, 11, Resample(5, 3))
-    assert resampler(torch.randn(7, 5, 22)).shape == (7, 3, 22)
-    resampler(torch.zeros(0, 5, 22)).sum().backward()
+    resampler = Resampler(22, 11, Resample(6, 3))
+    assert resampler(torch.randn(7, 6, 22)).shape == (7, 3, 22)
+    resampler(torch.zeros(0, 6, 22)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in resampler.parameters())
 
 
 def test_resampler_treats_each_medium_alone() -> None:
-    resampler = Resampler(22, 11, Resample(5, 3))
-    x = torch.randn(4, 5, 22)
+    resampler = Resampler(22, 11, Resample(6, 3))
+    x = torch.randn(4, 6, 22)
     torch.testing.assert_close(resampler(x)[2:3], resampler(x[2:3]))
+
+
+def test_resampler_does_not_look_at_absent_rows() -> None:
+    resampler = Resampler(22, 11, Resample(6, 3))
+    x = torch.randn(2, 6, 22)
+    absent = torch.arange(6) >= torch.tensor([4, 6])[:, None]
+    other = torch.where(absent[..., None], 9.0, x)
+    torch.testing.assert_close(resampler(x, absent), resampler(other, absent))
+    assert not torch.allclose(resampler(x)[0], resampler(x, absent)[0])
+    torch.testing.assert_close(resampler(x)[1], resampler(x, absent)[1])
 
 
 def test_logits_of_a_slice_are_columns_of_the_whole() -> None:
