@@ -19,6 +19,7 @@ from weft.tokenizers.layout import Layout, grouped
 from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.positions import Placer, patch_channel, place_blocks, places_of
 from weft.tokenizers.registry import Modality, by_name
+from weft.tokenizers.resample import resampled
 from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError
 from weft.tokenizers.vocabulary import Vocabulary
 
@@ -89,13 +90,13 @@ class StreamBuilder:
             return None
         for item in items:
             check(item, self.vocabulary)
-        limits = [self._limit(item) for item in items]
-        blocks = interleave(items, self.config.chunk_ns, limits, joined=not self.config.timestamps)
-        canonical = list(dict.fromkeys(int(i) for block in blocks for i in block.segment))
-        renumber = np.empty(len(items), np.int64)
-        renumber[canonical] = np.arange(len(canonical))
-        items = [items[i] for i in canonical]
+        order, blocks = self._order(items)
+        media = items = [items[i] for i in order]
         targets = draw_targets(items, plan, rng)
+        if self.config.resample:
+            items = [item if target else self._resampled(item) for item, target in zip(items, targets)]
+            order, blocks = self._order(items)
+            items, media, targets = [items[i] for i in order], [media[i] for i in order], [targets[i] for i in order]
         weights = [plan.weight(item.entry.name, target) if plan else 0.0 for item, target in zip(items, targets)]
         for item, target, weight in zip(items, targets, weights):
             if not target and weight and item.entry.opener:
@@ -103,14 +104,32 @@ class StreamBuilder:
                     f"the plan gives observed {item.entry.name} a loss weight of {weight}, but it shows its features; "
                     "move the weight to plan.target"
                 )
-        layout = self._pieces(items, [replace(block, segment=renumber[block.segment]) for block in blocks])
-        stream = self._write(items, targets, weights, layout, blocks)
+        layout = self._pieces(items, blocks)
+        stream = self._write(items, media, targets, weights, layout, blocks)
         self._text_weight = plan.weight("text", True) if plan and targets[int(layout.segment[-1])] else 0.0
         return stream
 
+    def _order(self, items: Sequence[Prepared]) -> tuple[list[int], list[Block]]:
+        """The items by first appearance, and the blocks in which they stand, numbered so."""
+        limits = [self._limit(item) for item in items]
+        blocks = interleave(items, self.config.chunk_ns, limits, joined=not self.config.timestamps)
+        order = list(dict.fromkeys(int(i) for block in blocks for i in block.segment))
+        number = np.empty(len(items), np.int64)
+        number[order] = np.arange(len(order))
+        return order, [replace(block, segment=number[block.segment]) for block in blocks]
+
+    def _resampled(self, item: Prepared) -> Prepared:
+        """An observed segment as the model reads it."""
+        shape = self.config.resample.get(item.entry.name)
+        if shape is None:
+            return item
+        item = resampled(item, shape)
+        check(item, self.vocabulary)
+        return item
+
     def _limit(self, item: Prepared) -> int:
         """Most groups in one piece: as many as the first number of a fixed shape can state."""
-        if not item.entry.fixed or len(item.entry.shape) < 3:
+        if not item.entry.fixed or item.entry.whole:
             return 1 << 40
         rest = int(np.prod(item.tokens.grid[1:]))
         return max((self.vocabulary.numbers - 1) * rest // item.tokens.group, 1)
@@ -159,6 +178,7 @@ class StreamBuilder:
     def _write(
         self,
         items: Sequence[Prepared],
+        media: Sequence[Prepared],
         targets: Sequence[bool],
         weights: Sequence[float],
         layout: Layout,
@@ -223,8 +243,8 @@ class StreamBuilder:
         landmark = np.zeros(total, bool)
         landmark[tail_at] = True
         known = len(self.info)
-        self.info += tuple(_info(item, aim) for item, aim in zip(items, targets))
-        features, feature_at = self._features(items, target, body_at, body_piece, take, offset, segment)
+        self.info += tuple(map(_info, items, media, targets))
+        features, feature_at = self._features(items, targets, body_at, body_piece, take, offset, segment)
         return Stream(
             ids=ids,
             modality=per_segment([self.number_of[e.name] for e in entries])[piece],
@@ -292,7 +312,7 @@ class StreamBuilder:
     def _features(
         self,
         items: Sequence[Prepared],
-        target: np.ndarray,
+        targets: Sequence[bool],
         body_at: np.ndarray,
         body_piece: np.ndarray,
         take: np.ndarray,
@@ -302,15 +322,14 @@ class StreamBuilder:
         features: dict[str, np.ndarray] = {}
         feature_at: dict[str, np.ndarray] = {}
         for name, size in self.feature_sizes.items():
-            mine = [item.entry.name == name for item in items]
-            rows = [item.tokens.features for item, yes in zip(items, mine) if yes and item.tokens.features is not None]
+            held = [item.tokens.features if item.entry.name == name and not aim else None for item, aim in zip(items, targets)]
+            rows = [part for part in held if part is not None]
             if not rows:
                 features[name], feature_at[name] = np.zeros((0, size), np.float32), np.zeros(0, np.int64)
                 continue
-            has = np.array([yes and item.tokens.features is not None for item, yes in zip(items, mine)])
-            lengths = np.array([len(item.tokens) if yes else 0 for item, yes in zip(items, has)], np.int64)
+            lengths = np.array([0 if part is None else len(part) for part in held], np.int64)
             row_offset = np.cumsum(lengths) - lengths
-            shown = has[segment[body_piece]] & ~target[body_piece]
+            shown = (lengths > 0)[segment[body_piece]]
             of = segment[body_piece[shown]]
             feature_at[name] = body_at[shown]
             features[name] = np.concatenate(rows)[take[shown] - offset[of] + row_offset[of]].astype(np.float32, copy=False)
@@ -325,7 +344,8 @@ def _block_size(item: Prepared) -> int:
     return int(np.prod([shape[name] for name in item.entry.block])) if item.entry.block else 0
 
 
-def _info(item: Prepared, target: bool) -> SegmentInfo:
+def _info(item: Prepared, medium: Prepared, target: bool) -> SegmentInfo:
+    """What is known of an item, and of the medium that it was before it was resampled."""
     fields = {k: v for k, v in vars(item.segment).items() if k not in (*_COMMON, item.entry.content)}
     if fields.get("times") is not None:
         fields["times"] = tuple(segment_times(item.segment, len(fields["times"])).tolist())
@@ -339,4 +359,5 @@ def _info(item: Prepared, target: bool) -> SegmentInfo:
         name=item.segment.name,
         times=item.tokens.time[:: item.tokens.group],
         fields=fields,
+        medium=None if medium is item else _info(medium, medium, target),
     )

@@ -23,6 +23,7 @@ from weft.tokenizers.identity import media_key
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.registry import REGISTRY, Modality, by_name
+from weft.tokenizers.resample import check_resample
 from weft.tokenizers.segment import Document, Segment
 from weft.tokenizers.stream import SegmentInfo, Stream, StreamConfig, StreamError, join
 from weft.tokenizers.vocabulary import MODALITIES, Vocabulary
@@ -56,6 +57,7 @@ class StreamTokenizer:
                 f"the tokenizers need vocabulary {needed.to_dict()} (digest {needed.digest()[:16]}), "
                 f"got {vocabulary.to_dict()} (digest {vocabulary.digest()[:16]}); use StreamTokenizer.build"
             )
+        check_resample(self.config.resample, self.tokenizers, self.entries)
         self._order = {name: i for i, name in enumerate(vocabulary.modalities)}
         self._forbidden: tuple[int, ...] | None = None
 
@@ -79,8 +81,13 @@ class StreamTokenizer:
         return self.vocabulary.modalities
 
     def feature_sizes(self) -> dict[str, int]:
-        """Modality -> F of every tokenizer with features."""
-        return {name: t.feature_size for name, t in self.tokenizers.items() if t.feature_size}
+        """Modality -> F of every tokenizer with features: values of a position, all its rows where media are resampled."""
+        rows = {name: shape.rows for name, shape in self.config.resample.items()}
+        return {name: t.feature_size * rows.get(name, 1) for name, t in self.tokenizers.items() if t.feature_size}
+
+    def resample(self) -> dict[str, dict[str, int]]:
+        """Modality -> {tokens, latents}: the resamplers that a model of these streams has (`ModelConfig.resample`)."""
+        return {name: asdict(shape) for name, shape in self.config.resample.items()}
 
     # -- documents to streams
 
@@ -193,6 +200,11 @@ class StreamTokenizer:
             raise StreamError(
                 f"there is no {info.modality} tokenizer to decode with; this model has {', '.join(self.tokenizers)}"
             )
+        if info.medium is not None:
+            raise StreamError(
+                f"the {info.modality} segment{_named(info)} was read through a resampler, which keeps no codes; "
+                "decode segments that are generated"
+            )
         if len(codes) and codes.min() < 0:
             raise StreamError(
                 f"the {info.modality} segment{_named(info)} has features but no codes; fit the tokenizer to decode it"
@@ -217,7 +229,7 @@ class StreamTokenizer:
         used = [asdict(entry) for entry in self.registry if entry.name in self.vocabulary.modalities]
         return {
             "vocabulary": self.vocabulary.digest(),
-            "stream": _sha(asdict(self.config)),
+            "stream": _sha(self.config.to_dict()),
             "registry": _sha(used),
             **{name: tokenizer.digest() for name, tokenizer in self.tokenizers.items()},
         }
@@ -229,7 +241,7 @@ class StreamTokenizer:
         for name, tokenizer in self.tokenizers.items():
             tokenizer.save(folder / name)
         _write(folder / "vocabulary.json", self.vocabulary.to_dict())
-        _write(folder / "stream.json", asdict(self.config))
+        _write(folder / "stream.json", self.config.to_dict())
         _write(folder / "digest.json", {"digest": self.digest(), "parts": self._digests()})
 
     @classmethod

@@ -176,7 +176,7 @@ def _cell_colours(stream: Stream, tokenizer: StreamTokenizer) -> list[str | None
     """A colour for cells whose content has one: a patch its mean, a value its height; None leaves the modality's own."""
     out: list[str | None] = [None] * len(stream)
     for name, at in stream.feature_at.items():
-        rows = stream.features[name]
+        rows = np.nan_to_num(stream.features[name])
         if not len(at):
             continue
         if tokenizer.entries[name].place == "grid":

@@ -56,6 +56,11 @@ class Modality:
         return None if self.name == "text" else f"<{self.name}>"
 
     @property
+    def whole(self) -> bool:
+        """Whether a segment is one piece: a shape without a first number that counts (frames)."""
+        return self.fixed and len(self.shape) < 3
+
+    @property
     def closer(self) -> str:
         return f"</{self.name}>"
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,29 @@ class StreamError(ValueError):
 
 
 @dataclass(frozen=True)
+class Resample:
+    """A model that reads a medium through a resampler: `latents` positions stand for every `tokens` of its feature rows."""
+
+    tokens: int
+    """Feature rows in a group: a multiple of `latents`. The last group of a medium may have fewer."""
+    latents: int
+    """Positions that the stream holds for a group."""
+
+    def __post_init__(self) -> None:
+        if not all(type(n) is int and 1 <= n <= 65536 for n in (self.tokens, self.latents)) or self.tokens % self.latents:
+            raise StreamError(
+                f"stream.resample: tokens={self.tokens!r} must be a multiple of latents={self.latents!r}, both from 1 to 65536"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Feature rows that a position carries."""
+        return self.tokens // self.latents
+
+
+@dataclass(frozen=True)
 class StreamConfig:
-    """How segments with a clock are merged and how time is written."""
+    """How segments with a clock are merged, how time is written, and which observed media are shortened."""
 
     chunk_s: float = 2.0
     """Seconds of one modality before the next one's turn when clocks are merged; 0 merges reading by reading."""
@@ -28,8 +49,14 @@ class StreamConfig:
     """Seconds per step of the t axis (40 ms as in TMRoPE, arXiv 2503.20215)."""
     timestamps: bool = False
     """Write `<time> n n n n` (centiseconds of the document) before every chunk of a clocked segment, where it has moved on."""
+    resample: dict[str, Resample] = field(default_factory=dict)
+    """modality -> resampler through which observed media (image, video, audio) are read. A second of them then costs its
+    feature rows * latents / tokens positions."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.resample, dict):
+            raise StreamError(f"stream.resample must map modalities to tokens and latents, found {self.resample!r}")
+        object.__setattr__(self, "resample", {name: _resample(name, value) for name, value in sorted(self.resample.items())})
         if not (math.isfinite(self.chunk_s) and self.chunk_s >= 0):
             raise StreamError(f"stream.chunk_s={self.chunk_s} must be 0 (finest) or a number of seconds")
         if not (math.isfinite(self.tick_s) and self.tick_s >= 1e-6):
@@ -50,6 +77,18 @@ class StreamConfig:
         if unknown:
             raise StreamError(f"stream config has unknown keys {unknown}; known are {sorted(f.name for f in fields(cls))}")
         return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; what is not used is not named, so that a digest is that of a config which never knew it."""
+        return {name: value for name, value in asdict(self).items() if name != "resample" or value}
+
+
+def _resample(name: str, value: Any) -> Resample:
+    if isinstance(value, Resample):
+        return value
+    if not isinstance(value, dict) or set(value) != {"tokens", "latents"}:
+        raise StreamError(f"stream.resample[{name}] needs the keys tokens and latents, found {value!r}")
+    return Resample(**value)
 
 
 @dataclass(frozen=True)
@@ -72,6 +111,8 @@ class SegmentInfo:
     """int64 [groups]: ns of each group after the segment's start."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Other fields of the user's segment (rate_hz, times, channels, units, kind, space)."""
+    medium: SegmentInfo | None = None
+    """What was read through a resampler, as it was before: here `grid`, `group` and `times` are those of the latents."""
 
     def part(self, first: int, count: int) -> SegmentInfo:
         """The same of `count` of its tokens from `first` on, whole groups."""
@@ -88,6 +129,7 @@ class SegmentInfo:
             start=None if self.start is None else self.start + begin,
             times=times - begin,
             fields=fields,
+            medium=None,
         )
 
 
@@ -116,7 +158,8 @@ class Stream:
     weight: np.ndarray
     """float32: loss weight of token i as a target (0 = context or forced)."""
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    """modality -> float32 [k F], one row per token of that modality that carries features, in stream order."""
+    """modality -> float32 [k F], one row per token of that modality that carries features, in stream order. Resampled media
+    have tokens / latents rows of theirs side by side; rows beyond the end of a medium are NaN."""
     feature_at: dict[str, np.ndarray] = field(default_factory=dict)
     """modality -> int64 [k], where those tokens are."""
     info: tuple[SegmentInfo, ...] = ()
