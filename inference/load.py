@@ -22,7 +22,7 @@ from weft.inference.feed import extend, part_of
 from weft.inference.paged import PagedModel
 from weft.inference.quantize import KINDS, quantize_weights
 from weft.model.cache import CacheError
-from weft.model.config import ConfigError, ModelConfig
+from weft.model.config import ConfigError, ModelConfig, resamplers
 from weft.model.hub import HubError, fetch, is_hub_id
 from weft.model.paged import is_paged
 from weft.model.save import SaveError, from_pretrained, save_pretrained
@@ -166,6 +166,7 @@ def check_fit(config: ModelConfig, tokenizer: StreamTokenizer, folder: Path) -> 
     pairs: list[tuple[str, Any, Any]] = [
         ("vocab_size", config.vocab_size, len(vocabulary)),
         ("output slices", config.slices, vocabulary.slices),
+        ("resamplers", resamplers(config), tokenizer.resample()),
         ("feature sizes", config.feature_sizes, dict(sorted(tokenizer.feature_sizes().items()))),
     ]
     for name, of_model, of_tokenizer in pairs:

@@ -33,7 +33,7 @@ def plan_of(item: Produce, tokenizer: StreamTokenizer, info: Info) -> Plan:
         raise ProduceError(
             f"this model reads {item.modality} but cannot produce it: no codec is fitted; fit one and train with it"
         )
-    return _PLANS[item.modality](item, owner, tokenizer, info)
+    return _PLANS[item.modality](item, owner, tokenizer, media(info))
 
 
 def producible(tokenizer: StreamTokenizer, info: Info, most: int) -> dict[str, Plan]:
@@ -145,6 +145,11 @@ def _action(item: Produce, owner: Any, tokenizer: StreamTokenizer, info: Info) -
 _PLANS = {"text": _text, "image": _image, "video": _video, "audio": _audio, "sensor": _sensor, "action": _action}
 
 
+def media(info: Info) -> list[SegmentInfo]:
+    """The segments as they are; those read through a resampler have fewer positions and other shapes."""
+    return [i.medium or i for i in info]
+
+
 def _last(info: Info, modality: str, kind: str | None = None) -> SegmentInfo | None:
     """The last segment of a modality (and sensor kind) in the document."""
     mine = [i for i in info if i.modality == modality and kind in (None, i.fields.get("kind"))]
@@ -153,7 +158,7 @@ def _last(info: Info, modality: str, kind: str | None = None) -> SegmentInfo | N
 
 def latest(info: Info) -> int | None:
     """ns of the latest token with a clock; of what the model has produced only the beginning, as the rest may lie ahead."""
-    ends = (i.start + (0 if i.target or not len(i.times) else int(i.times[-1])) for i in info if i.start is not None)
+    ends = (i.start + (0 if i.target or not len(i.times) else int(i.times[-1])) for i in media(info) if i.start is not None)
     return max(ends, default=None)
 
 

@@ -134,7 +134,8 @@ def _store(store: Any) -> dict[str, Any]:
 
 def _info(info: SegmentInfo) -> dict[str, Any]:
     fields = {name: _space(value) if name == "space" else value for name, value in info.fields.items()}
-    return vars(info) | {"grid": list(info.grid), "times": info.times.tolist(), "fields": fields}
+    medium = None if info.medium is None else _info(info.medium)
+    return vars(info) | {"grid": list(info.grid), "times": info.times.tolist(), "fields": fields, "medium": medium}
 
 
 def _space(space: Any) -> dict[str, Any] | None:
@@ -192,8 +193,9 @@ def _read_info(stated: dict[str, Any]) -> SegmentInfo:
     fields = {name: _tupled(value) for name, value in stated["fields"].items() if name != "space"}
     if "space" in stated["fields"]:
         fields["space"] = _read_space(stated["fields"]["space"])
-    values = stated | {"grid": tuple(stated["grid"]), "times": np.array(stated["times"], np.int64), "fields": fields}
-    return SegmentInfo(**values)
+    medium = stated.get("medium") and _read_info(stated["medium"])
+    shape = {"grid": tuple(stated["grid"]), "times": np.array(stated["times"], np.int64)}
+    return SegmentInfo(**stated | shape | {"fields": fields, "medium": medium})
 
 
 def _read_space(stated: dict[str, Any] | None) -> ActionSpace | None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from weft.model.config import ModelConfig
+from weft.model.config import ModelConfig, resamplers
 from weft.model.save import from_pretrained
 from weft.model.transformer import Transformer
 from weft.tokenizers.pack import Batch
@@ -113,7 +113,8 @@ def build_model(config: RunConfig, tokenizer: Any) -> Transformer:
         )
     vocabulary = tokenizer.vocabulary
     with used(config, "model", "sizes"):
-        sizes = section.config(len(vocabulary), vocabulary.slices, {m: f for m, f in tokenizer.feature_sizes().items() if f})
+        features = {m: f for m, f in tokenizer.feature_sizes().items() if f}
+        sizes = section.config(len(vocabulary), vocabulary.slices, features, tokenizer.resample())
     state = torch.get_rng_state()
     torch.manual_seed(torch_seed(config.seed, "weights"))
     model = Transformer(sizes)
@@ -135,6 +136,11 @@ def _same_vocabulary(config: ModelConfig, tokenizer: Any, folder: Path) -> None:
     if config.slices != slices:
         raise ValueError(
             f"{folder} has another vocabulary ({config.vocab_size} ids, the tokenizer has {len(tokenizer.vocabulary)}); "
+            f"use the tokenizer in {folder / 'tokenizer'}"
+        )
+    if resamplers(config) != tokenizer.resample():
+        raise ValueError(
+            f"{folder} reads media through resamplers {resamplers(config)}, the tokenizer writes for {tokenizer.resample()}; "
             f"use the tokenizer in {folder / 'tokenizer'}"
         )
     stated = folder / "tokenizer" / "digest.json"

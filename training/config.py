@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from weft.model.config import ModelConfig
+from weft.model.config import ModelConfig, resamplers
 from weft.model.presets import PRESETS, preset
 from weft.tokenizers.plan import PRESETS as PLANS
 from weft.tokenizers.plan import LossPlan
@@ -53,14 +53,28 @@ class ModelSection:
             if name not in known:
                 raise ValueError(f"sizes.{name} is no size of a model; {nearest(name, known)}")
         try:
-            preset(self.preset, **{"vocab_size": 2**20, **self.sizes})
+            # The tokenizer says what is resampled, so that is held against it once it is known.
+            preset(self.preset, **{"vocab_size": 2**20, **self.sizes, "resample": {}})
         except ValueError as error:
             raise ValueError(f"sizes: {error}") from error
 
-    def config(self, vocab_size: int, slices: Sequence[tuple[int, int]], feature_sizes: dict[str, int]) -> ModelConfig:
-        """The model's sizes once the vocabulary is known."""
-        given = {"vocab_size": vocab_size, "slices": tuple(slices), "feature_sizes": feature_sizes}
-        return preset(self.preset, **{**given, **self.sizes})
+    def config(
+        self,
+        vocab_size: int,
+        slices: Sequence[tuple[int, int]],
+        feature_sizes: dict[str, int],
+        resample: dict[str, dict[str, int]] | None = None,
+    ) -> ModelConfig:
+        """The model's sizes once the vocabulary is known. `resample`: the tokenizer's; `sizes` may repeat it to set depths."""
+        needed = resample or {}
+        given = {"vocab_size": vocab_size, "slices": tuple(slices), "feature_sizes": feature_sizes, "resample": needed}
+        config = preset(self.preset, **{**given, **self.sizes})
+        if resamplers(config) != needed:
+            raise ValueError(
+                f"resample is {resamplers(config)}, the tokenizer's streams are written for {needed}; "
+                "leave it out or repeat the tokenizer's tokens and latents"
+            )
+        return config
 
 
 @dataclass(frozen=True)

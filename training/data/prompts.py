@@ -61,7 +61,7 @@ def window(item: Prepared, begin: int, end: int) -> Prepared | None:
 
 def _whole(item: Prepared) -> bool:
     """Images have no time inside, text no clock of its own."""
-    return item.entry.name == "text" or (item.entry.fixed and len(item.entry.shape) < 3)
+    return item.entry.name == "text" or item.entry.whole
 
 
 def prepend(prompt: Sequence[Prepared], items: Sequence[Prepared], gap_ns: int) -> list[Prepared]:

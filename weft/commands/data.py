@@ -75,6 +75,7 @@ def fit_tokenizer(
     max_side: int = 320,
     max_rate_hz: float = 5.0,
     steps: int = 400,
+    resample: str = "",
 ) -> None:
     """Fit tokenizers for every modality of prepared documents, and save them as one folder.
 
@@ -88,14 +89,17 @@ def fit_tokenizer(
         max_side: longest side of a picture, pixels.
         max_rate_hz: most frames per second that are kept of a video.
         steps: training steps of the codecs of pictures and sound; 0 = the model reads media but cannot produce them.
+        resample: media that the model reads through a resampler, as modality=rows:positions, for example image=16:4,audio=25:5.
     """
     if out is None:
         raise UsageError("--out is missing; name the folder that the tokenizer goes to")
+    from weft.tokenizers.resample import read_resample
     from weft.tokenizers.stream import StreamConfig
     from weft.training.data.records import restore
     from weft.training.data.shards import ShardDataset
     from weft.training.random import permutation
 
+    config = StreamConfig(chunk_s=chunk_s, resample=read_resample(resample))
     dataset = ShardDataset(shards, "train")
     read = [dataset.read(int(i)) for i in permutation(len(dataset), 0, "fit")[:sample]]
     documents = [restore(found.members, found.where) for found in read]
@@ -103,7 +107,7 @@ def fit_tokenizer(
 
     tokenizer = default_tokenizer(
         documents,
-        StreamConfig(chunk_s=chunk_s),
+        config,
         steps=steps,
         patch=patch,
         max_side=max_side,

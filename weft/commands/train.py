@@ -108,7 +108,8 @@ def sizes(model: str) -> tuple[Any, str]:
 
             tokenizer = open_tokenizer(folder)
             features = {m: f for m, f in tokenizer.feature_sizes().items() if f}
-            return run.model.config(len(tokenizer.vocabulary), tokenizer.vocabulary.slices, features), f"{path} with {folder}"
+            found = run.model.config(len(tokenizer.vocabulary), tokenizer.vocabulary.slices, features, tokenizer.resample())
+            return found, f"{path} with {folder}"
         return run.model.config(VOCABULARY, ((0, VOCABULARY),), FEATURES), f"{path} with {VOCABULARY:,} ids assumed"
     if path.is_dir():
         from weft.inference.load import find
