@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.inference.alike import check_equal, check_threads
 from tests.inference.conftest import PUSH, make_model, mixed_prompts, readings
-from tests.inference.test_generate import flat, requests
 from weft.inference.compiled import INPUTS, CompiledModel, Step, routed
 from weft.inference.errors import CheckpointError
 from weft.inference.generalist import Generalist
@@ -27,15 +26,6 @@ class Uncompiled(CompiledModel):
 
     def __init__(self, model: object) -> None:
         super().__init__(model, compiler=lambda step: step)
-
-
-def check_equal(plain: Generalist, other: Generalist, count: int) -> None:
-    """Mixed tasks give the same tokens and, to rounding, the same log-probabilities."""
-    made = requests(count, 5)
-    for a, b in zip(plain.generate(made), other.generate(made)):
-        for one, two in zip(flat([a]), flat([b]), strict=True):
-            assert np.array_equal(one.tokens, two.tokens)
-            assert np.abs(one.logprobs - two.logprobs).max(initial=0) < 1e-4
 
 
 def test_steps_over_lanes_equal_the_model(tiny: Generalist) -> None:
@@ -78,18 +68,7 @@ def test_a_cache_that_leaves_its_lane_and_comes_back_is_the_same(tiny: Generalis
 
 
 def test_threads_have_lanes_of_their_own(tiny: Generalist) -> None:
-    model = Generalist(Uncompiled(tiny.model), tiny.tokenizer)
-    made = requests(8, 11)
-    alone = [flat(tiny.generate([request])) for request in made]
-    got: dict[int, list] = {}
-    threads = [threading.Thread(target=lambda i=i: got.update({i: flat(model.generate([made[i]]))})) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(8):
-        for a, b in zip(alone[i], got[i], strict=True):
-            assert np.array_equal(a.tokens, b.tokens)
+    check_threads(tiny, Generalist(Uncompiled(tiny.model), tiny.tokenizer), 8)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.inference.alike import check_equal, check_threads
 from tests.inference.conftest import PUSH, make_model, mixed_prompts, readings
-from tests.inference.test_generate import flat, requests
 from weft.inference.errors import CheckpointError
 from weft.inference.feed import clone
 from weft.inference.generalist import Generalist
@@ -17,15 +16,6 @@ from weft.inference.load import load
 from weft.inference.paged import PagedModel
 from weft.inference.sampling import Sampling
 from weft.model.paged import CHOICE
-
-
-def check_equal(plain: Generalist, other: Generalist, count: int) -> None:
-    """Mixed tasks give the same tokens and, to rounding, the same log-probabilities."""
-    made = requests(count, 5)
-    for a, b in zip(plain.generate(made), other.generate(made)):
-        for one, two in zip(flat([a]), flat([b]), strict=True):
-            assert np.array_equal(one.tokens, two.tokens)
-            assert np.abs(one.logprobs - two.logprobs).max(initial=0) < 1e-4
 
 
 def test_mixed_tasks_over_pages_equal_the_model(tiny: Generalist) -> None:
@@ -92,18 +82,7 @@ def test_rows_of_finished_replies_are_used_again(tiny: Generalist) -> None:
 
 
 def test_threads_do_not_meet(tiny: Generalist) -> None:
-    model = Generalist(PagedModel(tiny.model), tiny.tokenizer)
-    made = requests(4, 11)
-    alone = [flat(tiny.generate([request])) for request in made]
-    got: dict[int, list] = {}
-    threads = [threading.Thread(target=lambda i=i: got.update({i: flat(model.generate([made[i]]))})) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        for a, b in zip(alone[i], got[i], strict=True):
-            assert np.array_equal(a.tokens, b.tokens)
+    check_threads(tiny, Generalist(PagedModel(tiny.model), tiny.tokenizer), 4)
 
 
 def test_load_takes_it_by_name_and_refuses_what_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
