@@ -53,7 +53,8 @@ def _figure(task: Task, metric: str, records: Sequence[Record], rounds: int) -> 
     else:
         scores, kept = sample_scores(task, metric, records)
         estimate, left = _estimate(about, scores, task.answer == "control", rounds), len(records) - len(kept)
-    return {**(_plain(estimate) if estimate else {"value": None}), "higher_is_better": about.higher, "left_out": left}
+    way = {"higher_is_better": about.higher} if about.target is None else {"higher_is_better": None, "target": about.target}
+    return {**(_plain(estimate) if estimate else {"value": None}), **way, "left_out": left}
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
@@ -216,10 +217,11 @@ def gaps(task: Task, records: Sequence[Record], rounds: int = 1000) -> dict[str,
             out[column] = {"metric": metric, "note": note, "sizes": dict(sorted(counts.items()))}
             continue
         gap = slice_gap(column, [labels[i] for i in large], scores[large], _pooled(about), rounds=rounds)
+        best, worst = sorted((gap.best, gap.worst), key=lambda name: -about.goodness(gap.slices[str(name)].value))
         out[column] = {
             "metric": metric,
-            "best": str(gap.best if about.higher else gap.worst),
-            "worst": str(gap.worst if about.higher else gap.best),
+            "best": str(best),
+            "worst": str(worst),
             "gap": _plain(gap.gap),
             "slices": {name: _plain(e) for name, e in gap.slices.items()},
             "too_small": {name: n for name, n in sorted(counts.items()) if n < SMALLEST_SLICE},

@@ -19,10 +19,18 @@ class Measure:
 
     answers: tuple[str, ...]
     higher: bool = True
+    target: float | None = None
+    """The right figure where neither way is up: an interval of 90 % should hold 90 % of the truth, not all of it."""
     worst: float | None = 0.0
     pool: Pool = "mean"
     text: bool = False
     """Computed from the written answer and the reference, after all samples are in."""
+
+    def goodness(self, value: float) -> float:
+        """The figure turned so that more is better."""
+        if self.target is not None:
+            return -abs(value - self.target)
+        return value if self.higher else -value
 
 
 _WORDS = ("text", "choices")
@@ -53,7 +61,7 @@ MEASURES: dict[str, Measure] = {
     "mase": Measure(("forecast",), higher=False, worst=None),
     "crps": Measure(("forecast",), higher=False, worst=None),
     "over_persistence": Measure(("forecast",), higher=False, worst=None, pool="ratio"),
-    "coverage_90": Measure(("forecast",)),
+    "coverage_90": Measure(("forecast",), target=0.9),
     "recall@1": Measure(("retrieval",)),
     "recall@5": Measure(("retrieval",)),
     "recall@10": Measure(("retrieval",)),

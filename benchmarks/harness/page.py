@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.benchmarks.harness.cards import medium, sample
+from weft.benchmarks.harness.measures import measure
 from weft.benchmarks.harness.names import slug
 from weft.benchmarks.harness.record_file import read_records
 from weft.benchmarks.harness.table import COST, cost, figure, rows
@@ -71,13 +72,13 @@ def _table(results: Mapping[str, Any]) -> str:
     body, before = [], None
     for task, metric, cells in rows(results):
         known = [found["tasks"].get(task, {}) for found in results.values()]
-        up = next((k["metrics"][metric]["higher_is_better"] for k in known if metric in k.get("metrics", {})), True)
         values = "".join(f"<td>{_figure(cells.get(label, ''))}" for label in results)
         beside = ", ".join(f"{name} {value}" for name, value in cells.items() if name not in results)
         failed = "/".join(str(k.get("failed", "-")) for k in known) if task != before else ""
         mark = " class=bad" if failed.strip("0/-") else ""
         link = f"<a href='#{slug(task)}'>{html.escape(task)}</a>" if task != before else ""
-        arrow = "&uarr;" if up else "&darr;"
+        about = measure(metric)
+        arrow = f"&rarr; {about.target:g}" if about.target is not None else "&uarr;" if about.higher else "&darr;"
         body.append(
             f"<tr{' class=task' if link else ''}><td>{link}<td class=soft>{html.escape(metric)} {arrow}{values}"
             f"<td class=soft>{html.escape(beside)}<td{mark}>{failed}</tr>"

@@ -41,7 +41,7 @@ def _goodness(task: Task, records: Sequence[Record]) -> dict[str, tuple[float, f
         for record, row in zip(kept, scores):
             value = float(row) if row.ndim == 0 else float(row[0] / max(row[1], 1e-12))
             sure = float(record.get("confidence", 0.0))
-            good[record["key"]] = (value if about.higher else -value, sure if value > 0 else -sure)
+            good[record["key"]] = (about.goodness(value), sure if value > 0 else -sure)
     return good | {r["key"]: (float("-inf"), 0.0) for r in records if r.get("failed")}
 
 

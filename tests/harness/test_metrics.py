@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from weft.benchmarks.harness import metrics as m
 from weft.benchmarks.harness import stats
+from weft.benchmarks.harness.measures import measure
 
 
 def test_word_errors_count_edits_over_reference_words() -> None:
@@ -111,3 +112,9 @@ def test_normalised_return_puts_random_at_0_and_expert_at_100() -> None:
     assert m.normalised_return([10, 500], random=10, expert=500).tolist() == [0, 100]
     with pytest.raises(ValueError, match="both 1"):
         m.normalised_return([1], 1, 1)
+
+
+def test_an_interval_that_holds_too_much_is_as_wrong_as_one_that_holds_too_little() -> None:
+    coverage, error = measure("coverage_90"), measure("mase")
+    assert coverage.goodness(0.9) > coverage.goodness(0.95) > coverage.goodness(0.8) > coverage.goodness(1.05)
+    assert error.goodness(0.5) > error.goodness(0.6) and measure("accuracy").goodness(0.6) > measure("accuracy").goodness(0.5)
