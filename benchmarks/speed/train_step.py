@@ -9,6 +9,7 @@ part of the design: the row "one slice" takes that advantage away.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ def fastest(makers: Mapping[str, Callable[[], Callable[[], float]]]) -> tuple[st
             begin = time.perf_counter()
             step()
             seconds = time.perf_counter() - begin
-        except (RuntimeError, ValueError, NotImplementedError):  # transformers refuses some of them on some machines
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # transformers refuses some of them on some machines
+            print(f"left out: Mixtral's {name} does not run here ({error})", file=sys.stderr)
             continue
         if best is None or seconds < best[0]:
             best = (seconds, name, step)
