@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weft.inference.around import Around
 from weft.inference.errors import CheckpointError
 from weft.inference.lanes import KINDS, LEAST_SLOTS, Lanes, fits, idle, lanes_for, slots_for, steps_of
 from weft.model.cache import StreamCache
@@ -36,7 +37,7 @@ MOST_VERSIONS = 64
 """Of the step that are compiled: torch stops at 8, and a server meets more numbers of documents than that."""
 
 
-class CompiledModel:
+class CompiledModel(Around):
     """A `Transformer` whose single-token steps are compiled. Everything else is the model's own."""
 
     def __init__(self, model: Any, compiler: Callable[[Step], Callable[..., Tensor]] | None = None) -> None:
@@ -59,17 +60,6 @@ class CompiledModel:
             raise CheckpointError(
                 f"the decoding step does not compile on {model.device} ({reason}); load without compile=True"
             ) from error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["inner"], name)
-
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        return self.inner(*args, **keywords)
-
-    def eval(self) -> CompiledModel:
-        """Itself: the model is in evaluation mode already."""
-        self.inner.eval()
-        return self
 
     def extend(self, new: Any, caches: Sequence[StreamCache], lengths: Sequence[int]) -> Tensor:
         """As `Transformer.extend`; single tokens without features take the compiled step."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weft.inference.around import Around
 from weft.inference.lanes import KINDS, steps_of
 from weft.model.cache import KeyStore, StreamCache
 from weft.model.paged import PagedDecoder, fetch
@@ -28,7 +29,7 @@ FIRST_LENGTH = 256
 OWN = ("data", "_data", "stay")
 
 
-class PagedModel:
+class PagedModel(Around):
     """A `Transformer` whose single-token steps run over pages. Everything else is the model's own."""
 
     _decoder: PagedDecoder
@@ -39,17 +40,6 @@ class PagedModel:
         self.inner = model
         self._lock = threading.RLock()
         self._settle(1, FIRST_LENGTH)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["inner"], name)
-
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        return self.inner(*args, **keywords)
-
-    def eval(self) -> PagedModel:
-        """Itself: the model is in evaluation mode already."""
-        self.inner.eval()
-        return self
 
     def extend(self, new: Any, caches: Sequence[StreamCache], lengths: Sequence[int]) -> Tensor:
         """As `Transformer.extend`; one token per document becomes a step over pages."""
