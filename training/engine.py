@@ -114,7 +114,8 @@ class Engine(Protocol):
 def pick_device(name: str) -> torch.device:
     """`cuda` is this process's GPU, by LOCAL_RANK among those that it sees; `auto` the same if there is one, else the CPU."""
     if name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        seen = torch.cuda.device_count()  # one where a scheduler hides the others
+        name = f"cuda:{0 if seen == 1 else int(os.environ.get('LOCAL_RANK', '0'))}"
     elif name == "auto":
         name = "cpu"
     try:
@@ -124,6 +125,8 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"engine.device is {name} but torch sees no GPU; use device: cpu or install a CUDA build of torch")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"engine.device is {name} but torch sees {torch.cuda.device_count()} GPUs; start one rank per GPU")
         torch.cuda.set_device(device)
     return device
 

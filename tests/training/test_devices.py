@@ -26,6 +26,14 @@ def test_a_rank_takes_its_own_gpu(four_gpus: list[torch.device], name: str, expe
     assert four_gpus == [torch.device(expected)] * (expected != "cpu")
 
 
+def test_more_ranks_than_gpus_are_refused(four_gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks on one GPU would hang or fail deep in NCCL."""
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match="sees 4 GPUs; start one rank per GPU"):
+        pick_device("cuda")
+    assert not four_gpus
+
+
 def test_a_rank_that_may_see_one_gpu_only_takes_that(four_gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's --gpus-per-task=1 hides the others."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
