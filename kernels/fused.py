@@ -2,14 +2,15 @@
 
 In and out: as `elementwise.py` and `rotary.py`, the references, which also run on other devices. Autograd's chain of small
 operations passes over memory about three times as often (RMSNorm, one core, T = 4096, D = 256, forward and backward: 4.4 ms
-as a chain). Only inputs are kept for the backward pass; without gradients the references run, which make fewer calls. Under
-autocast RMSNorm returns the autocast type, since linear layers are what read it.
+as a chain). Only inputs are kept for the backward pass. Under autocast RMSNorm returns the autocast type, since linear layers
+are what read it.
 
 Axes: `T tokens  D width  H heads  K head width  F hidden width`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,11 +20,18 @@ from torch.autograd.function import once_differentiable
 
 from weft.kernels import elementwise, rotary
 
+WIDE = (torch.float32, torch.float64)
+"""Types in which sums of squares are taken."""
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis of x [T D]."""
     kind = x.device.type
-    if kind != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if kind != "cpu" or torch.compiler.is_compiling():
+        return elementwise.rms_norm(x, weight, eps)
+    if not torch.is_grad_enabled():
+        if x.dtype == weight.dtype and x.dtype in WIDE:
+            return (x * _inverse_rms(x, eps)).mul_(weight)
         return elementwise.rms_norm(x, weight, eps)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype == torch.float32 else x.dtype
     return _RMSNorm.apply(x, weight, eps, dtype)
@@ -66,12 +74,12 @@ def norm_rope_rows(
     """
     qkv = _wide(qkv)
     rows = qkv[:, :turned]
-    normed = F.rms_norm(rows, rows.shape[-1:], None, eps)
+    normed = rows * _inverse_rms(rows, eps)
     normed[:, :heads].mul_(q_weight)
     normed[:, heads:].mul_(k_weight)
-    swapped = normed.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped = normed.roll(rows.shape[-1] // 2, -1)
     cos, sin = cos.to(rows.dtype), sin.to(rows.dtype)
-    torch.addcmul(normed * cos, swapped, sin, out=rows)
+    torch.addcmul(normed.mul_(cos), swapped, sin, out=rows)
     return qkv
 
 
@@ -87,9 +95,18 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / rms over the last axis, which stays with length 1."""
+    """1 / rms over the last axis, which stays with length 1; three calls, where `F.rms_norm` on a CPU makes seven."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (norm * norm).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    if type(x) is not Tensor:  # a fake tensor may not meet a kept one
+        return (norm * norm).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return torch.addcmul(_scalar(eps, x.dtype), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
+@functools.cache
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor on the CPU, which costs an operation less than a number does."""
+    with torch.inference_mode(False):  # it may be made and used in any mode
+        return torch.tensor(value, dtype=dtype)
 
 
 def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 MOST_ROWS = 16
 GRAIN = 32768  # at::internal::GRAIN_SIZE
-VECTORS = 32  # elements of one step of the vector loop in float32 with AVX-512
+VECTORS = 32 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 16
+"""Elements of one step of the vector loop in float32: two registers."""
 BLOCKS = (4, 8)
 PROBES = ((192, 320), (192, 384), (192, 1000), (64, 23), (40, 80), (19, 40), (512, 96))
 """(D, F) of the products by which a block is tried."""

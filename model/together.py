@@ -125,16 +125,18 @@ class Group:
             for store, change in self.moving:
                 store.move(change, slice(None))
             self.moving = []
+            self.live = [part.unbind(0) for part in self.base[:, :, :, :, : self.used].unbind(2)]
+            self.free = None if self.slots is None else self.base[:, :, :, :, self.slots[0]].unbind(0)
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, mixed: Tensor) -> None:
         """One layer: q [T H K], new keys and values [T 2 G K]; the stores take theirs; writes the rows of mixed [T H K]."""
-        own = kv[self.rows].unflatten(0, self.shape)
-        query = q[self.rows].unflatten(0, self.shape).unflatten(2, (kv.shape[2], -1))  # [n N G R K]
+        own, query = kv[self.rows], q[self.rows].unflatten(1, (kv.shape[2], -1))  # [n*N 2 G K], [n*N G R K]
         if self.pieces is None:
-            self._write(layer, own)
-            keys, values = self.base[layer, :, :, :, : self.used].to(q.dtype).unbind(1)
-            mixed[self.rows] = F.scaled_dot_product_attention(query.squeeze(1), keys, values).flatten(1, 2)
+            self._write_one(layer, own)
+            keys, values = (part[layer].to(q.dtype) for part in self.live)
+            mixed[self.rows] = F.scaled_dot_product_attention(query, keys, values).flatten(1, 2)
             return
+        own, query = own.unflatten(0, self.shape), query.unflatten(0, self.shape)
         new = own.permute(0, 2, 3, 1, 4)
         if self.past:
             new = torch.cat([self.base[layer, :, :, :, : self.past].to(new.dtype), new], 3)
@@ -143,15 +145,20 @@ class Group:
         mixed[self.rows] = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
         self._write(layer, own)
 
+    def _write_one(self, layer: int, own: Tensor) -> None:
+        """A new key and value [n 2 G K] of each document into its slot of one layer."""
+        if self.free is not None:
+            self.free[layer].copy_(own)
+            return
+        slots = [change.slots[0] for change in self.changes if change.slots is not None]
+        torch._foreach_copy_([self.base[layer, i, :, :, slot] for i, slot in enumerate(slots)], list(own))
+
     def _write(self, layer: int, own: Tensor) -> None:
         """New keys and values [n N 2 G K] into the slots of one layer."""
         if self.slots is not None:
             for store, change in self.moving:
                 store.move(change, layer)
             self.base[layer, :, :, :, slice(*self.slots)].copy_(own.permute(0, 2, 3, 1, 4))
-        elif self.pieces is None:
-            slots = [change.slots[0] for change in self.changes if change.slots is not None]
-            torch._foreach_copy_([self.base[layer, i, :, :, slot] for i, slot in enumerate(slots)], list(own.squeeze(1)))
         else:
             for store, change, rows in zip(self.stores, self.changes, own):
                 store.write(layer, rows, change)
