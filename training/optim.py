@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from weft.kernels.hardware import multiplies_bfloat16
 from weft.model.init import param_groups
 from weft.training.distributed import World, gather_flat
 
@@ -65,14 +66,6 @@ def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
     return x.mT if tall else x
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware: on a GPU since Ampere, on a CPU with AVX-512 BF16 or AMX."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type != "cpu" or any(getattr(torch.cpu, flag, bool)() for flag in flags)
 
 
 class Muon(torch.optim.Optimizer):

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from weft.kernels.hardware import multiplies_bfloat16
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.training.config import CheckpointSection, DataSection, ModelSection, RunConfig, TrackingSection
 from weft.training.data.config import SourceConfig
 from weft.training.engine import EngineConfig
 from weft.training.loss import LossConfig
-from weft.training.optim import OptimizerConfig, multiplies_bfloat16
+from weft.training.optim import OptimizerConfig
 from weft.training.schedule import ScheduleConfig
 
 SIZES: dict[str, Any] = {

@@ -101,3 +101,16 @@ def test_fused_product_on_a_gpu(counts: list[int]) -> None:
     assert (out.double().cpu() - truth).norm() <= 0.01 * truth.norm()
     grad = torch.autograd.grad(out.float().sum(), (x, weight))
     assert all(bool(g.isfinite().all()) for g in grad) and not bool(grad[1][1].any())
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_autocast_lowers_products_where_the_cpu_has_them(in_hardware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "multiplies_bfloat16", lambda device: in_hardware)
+    x, weight, counts = torch.randn(12, 8), torch.randn(3, 16, 8, requires_grad=True), [5, 0, 7]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = grouped.grouped_matmul(x.bfloat16(), weight, counts)
+    assert out.dtype == (torch.bfloat16 if in_hardware else torch.float32)
+    truth = grouped.grouped_matmul(x.bfloat16().double(), weight.detach().double(), counts)
+    assert (out.double() - truth).abs().max() < (0.1 if in_hardware else 1e-5)
+    out.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32 and bool((weight.grad[1] == 0).all())
