@@ -105,13 +105,16 @@ def attention(
         if attention_operator.has_operator(name, kind):
             out, lse = attention_operator.run(q, k, v, layout, scale, name)
             return (out, lse) if return_lse else out
-    return _eager(q, k, v, layout, scale, wanted, return_lse)
+        from weft.kernels import uncompiled
+
+        return uncompiled.run(q, k, v, layout, scale, wanted, return_lse)
+    return run_eager(q, k, v, layout, scale, wanted, return_lse)
 
 
-@torch.compiler.disable
-def _eager(
+def run_eager(
     q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, scale: float, wanted: str, return_lse: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
+    """What `attention` does with arguments that it has checked."""
     name, module = _select(q, k, v, layout, wanted, return_lse)
     with torch.autocast(q.device.type, enabled=False):
         out, lse = module.run(q, k, v, layout, scale, return_lse)
