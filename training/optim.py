@@ -61,10 +61,13 @@ def orthogonalise(update: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     tall = update.size(-2) > update.size(-1)
     x = update.bfloat16() if multiplies_bfloat16(update.device) else update.float()
     x = x.mT if tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
+    shape = x.shape
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)).reshape(-1, *shape[-2:])
+    for _ in range(steps):  # x <- 3.4445 x + (-4.7750 G + 2.0315 G G) x with G = x x^T
+        gram = torch.bmm(x, x.mT)
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, factor, x, beta=3.4445)
+    x = x.view(shape)
     return x.mT if tall else x
 
 
