@@ -28,8 +28,12 @@ _kept: list[ProcessPoolExecutor] = []
 
 @contextmanager
 def kept_workers(processes: int | None = None) -> Iterator[None]:
-    """Calls of `each` in this block share one set of processes, which read their modules once."""
-    with _pool(processes or cores()) as pool:
+    """Calls of `each` in this block share one set of processes, which read their modules once, from now on."""
+    count = processes or cores()
+    with _pool(count) as pool:
+        if count > 1:
+            for _ in range(count):
+                pool.submit(_one_thread)
         _kept.append(pool)
         try:
             yield

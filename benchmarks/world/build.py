@@ -15,6 +15,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,7 +43,8 @@ class WorldError(ValueError):
 
 
 def build_world(folder: str | Path, *, scale: float = 1.0, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Build the sample world in `folder` and return it. `scale` is the share of every count (0 < scale <= 1)."""
+    """Build the sample world in `folder` and return it. `scale` is the share of its documents (0 < scale <= 1); of the
+    test documents it keeps the square root of that."""
     if not 0 < scale <= 1:
         raise WorldError(f"scale {scale} must lie above 0 and at most 1; it is the share of the full world's documents")
     if not isinstance(seed, int) or seed < 0:
@@ -53,12 +55,17 @@ def build_world(folder: str | Path, *, scale: float = 1.0, seed: int = 0, progre
     root = root.resolve()
     _claim(root, {"scale": scale, "seed": seed, "code": _code_digest(), "prose": prose_digest()})
     material = Material(seed, scale)
-    stages = {"digits": _digits, "videos": _videos, "speech": _speech, "returns": _returns, "documents": _documents}
-    for i, (name, stage) in enumerate(stages.items()):
-        if progress:
-            progress(name, i / len(stages))
-        stage(root, material, not _done(root, name))
-        _mark(root, name)
+    stages = {"digits": _digits, "videos": _videos, "returns": _returns, "speech": _speech, "documents": _documents}
+    with ThreadPoolExecutor(1) as aside:  # a process of its own speaks meanwhile
+        recording = aside.submit(_speech, root, material, not _done(root, "speech"))
+        for i, (name, stage) in enumerate(stages.items()):
+            if progress:
+                progress(name, i / len(stages))
+            if name == "speech":
+                recording.result()
+            else:
+                stage(root, material, not _done(root, name))
+            _mark(root, name)
     if progress:
         progress("done", 1.0)
     return root
@@ -104,8 +111,8 @@ def _write(path: Path, content: str) -> None:
     draft.replace(path)
 
 
-def _size(count: int, scale: float) -> int:
-    return max(10, round(count * scale))
+def _size(counts: dict[str, int], split: str, scale: float) -> int:
+    return max(10, round(counts[split] * digits.share(split, scale)))
 
 
 def _png(path: Path, pixels: np.ndarray) -> None:
@@ -139,7 +146,7 @@ def _digits(root: Path, material: Material, write: bool) -> None:
                 _png(root / halves[-1][0], pixels[:4])
                 _png(root / halves[-1][1], pixels[4:])
         canvases = []
-        for i in range(_size(CANVASES[split], material.scale)):
+        for i in range(_size(CANVASES, split, material.scale)):
             rows = draw.integers(0, len(pictures), 2 + i % 3)
             canvases.append((f"media/canvases/{split}/{i:05d}.png", tuple(pictures[r][2] for r in rows)))
             if write:
@@ -158,7 +165,7 @@ def _videos(root: Path, material: Material, write: bool) -> None:
     for number, split in enumerate(SPLITS):
         draw = np.random.default_rng([material.seed, 6, number])
         films = []
-        for i in range(_size(VIDEOS[split], material.scale)):
+        for i in range(_size(VIDEOS, split, material.scale)):
             path, digit = material.images[split][int(draw.integers(len(material.images[split])))]
             with Image.open(root / path) as picture:
                 clip = video.move(np.asarray(picture), video.DIRECTIONS[i % 8], draw)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from weft.benchmarks.world.control import PLANTS, fragments
-from weft.benchmarks.world.digits import NUMBERS, WORDS, spoken
+from weft.benchmarks.world.digits import NUMBERS, WORDS, share, spoken
 from weft.benchmarks.world.motor import FAULTS, RATES_HZ, UNITS, run
 from weft.benchmarks.world.prose import prose
 from weft.benchmarks.world.speech import Clip
@@ -329,7 +329,7 @@ def documents(name: str, split: str, material: Material) -> Iterator[Line]:
     """Manifest lines of one source and split."""
     recipe = RECIPES[name]
     full = getattr(recipe, split)
-    count = full if full in (0, ALL) else max(10, round(full * material.scale))
+    count = full if full in (0, ALL) else max(10, round(full * share(split, material.scale)))
     draw = np.random.default_rng([material.seed, 3, sorted(RECIPES).index(name), ("train", "val", "test").index(split)])
     if count == 0:
         return

@@ -11,6 +11,8 @@ import re
 
 import numpy as np
 
+from weft.benchmarks.world.digits import share
+
 SIZE = 320
 """Characters of one document, cut at a sentence or word end."""
 SHARES = {"test": 0.10, "val": 0.04}
@@ -70,4 +72,4 @@ def prose(seed: int, scale: float = 1.0) -> dict[str, list[tuple[str, str]]]:
         part = "test" if used < SHARES["test"] * total else "val" if used < sum(SHARES.values()) * total else "train"
         used += len(texts[name])
         split[part] += [(name, piece) for piece in cut(texts[name])]
-    return {part: pieces[: max(3, round(len(pieces) * scale))] for part, pieces in split.items()}
+    return {part: pieces[: max(3, round(len(pieces) * share(part, scale)))] for part, pieces in split.items()}

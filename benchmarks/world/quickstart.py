@@ -52,7 +52,7 @@ class Quickstart:
     """What one call is about; a folder serves one of them."""
 
     scale: float = 1.0
-    """Share of the sample world's documents."""
+    """Share of the sample world's documents (of its test documents, the square root of it)."""
     minutes: float = 10.5
     """Time for training."""
     seed: int = 0
@@ -61,7 +61,10 @@ class Quickstart:
     batch_tokens: int = recipe.BATCH_TOKENS
     """Tokens of a step; a short run learns more from many small steps."""
     limit: int | None = None
-    """Test documents per task; None = all."""
+    """Test documents per task; None = all. An episode counts as ten of them."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Percent of the training tokens of single sources, instead of the world's."""
+    lr: float = recipe.LR
     device: str = "auto"
     tokens: WorldTokens = field(default_factory=WorldTokens)
     sizes: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +73,11 @@ class Quickstart:
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 24 * 60:
             raise QuickstartError(f"minutes={self.minutes} must lie above 0 and at most a day")
+
+
+def short(seed: int = 0, device: str = "auto") -> Quickstart:
+    """Two minutes on two CPU cores: every stage and every task on a part of the documents, learnt a little."""
+    return Quickstart(scale=0.15, seed=seed, device=device, limit=100, tokens=WorldTokens(codec_steps=400), **recipe.SHORT)
 
 
 @dataclass
@@ -176,12 +184,20 @@ def run_of(root: Path, config: Quickstart) -> RunConfig:
     Small matrices gain little from a second thread, and every operation waits for the slower one; two processes that exchange
     gradients once a step do not wait.
     """
-    run = recipe.run_config(root, StreamTokenizer.load(root / "tokenizer"), seed=config.seed, sizes=config.sizes)
+    run = recipe.run_config(
+        root,
+        StreamTokenizer.load(root / "tokenizer"),
+        seed=config.seed,
+        sizes=config.sizes,
+        shares=config.shares,
+        lr=config.lr,
+    )
     ranks = recipe.ranks(config.device)
     return replace(
         run,
         max_steps=config.max_steps,
         max_seconds=None if config.max_steps else config.minutes * 60,
+        schedule=replace(run.schedule, warmup_steps=min(run.schedule.warmup_steps, (config.max_steps or 1000) // 10)),
         data=replace(run.data, batch_tokens=config.batch_tokens, micro_batches=ranks),
         engine=replace(run.engine, device=config.device, threads=1 if ranks > 1 else None),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from weft.benchmarks.world.documents import mixture
 from weft.kernels.hardware import multiplies_bfloat16
 from weft.tokenizers.bundle import StreamTokenizer
 from weft.training.config import CheckpointSection, DataSection, ModelSection, RunConfig, TrackingSection
@@ -35,6 +36,25 @@ SIZES: dict[str, Any] = {
 AdamW, 64 % with 192, 70 % with 128; with Muon in 34 % (256), 82 % (192) and 94 % (128), sums in 8, 58 and 84 %. Muon learns
 more from a token, and its cost falls with the third power of the width."""
 BATCH_TOKENS = 2048
+LR = 2e-3
+SHORT: dict[str, Any] = {
+    "max_steps": 380,
+    "batch_tokens": 1536,
+    "lr": 3e-3,
+    "sizes": {"layers": 3},
+    "shares": {
+        "video": 32,
+        "motor_fault": 12,
+        "half": 7,
+        "arithmetic": 5,
+        "digits_speech": 4,
+        "pendulum": 4,
+        "cartpole": 2.5,
+        "prose": 2,
+    },
+}
+"""What a minute of training needs to leave chance behind everywhere: smaller steps, a larger rate, fewer layers, and more of
+what is learnt last. Held-out answers with the shares of a whole run: 4 % of videos and 9 % of sums right; with these 24 and 34."""
 
 
 def sources(world: Path) -> list[str]:
@@ -52,12 +72,19 @@ def ranks(device: str) -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: dict[str, Any] | None = None) -> RunConfig:
-    """The quickstart's run in `root`."""
-    known = json.loads((root / "world" / "world.json").read_text(encoding="utf-8"))["sources"]
+def run_config(
+    root: Path,
+    tokenizer: StreamTokenizer,
+    *,
+    seed: int = 0,
+    sizes: dict[str, Any] | None = None,
+    shares: dict[str, float] | None = None,
+    lr: float = LR,
+) -> RunConfig:
+    """The quickstart's run in `root`. `shares`: percent of the training tokens of single sources, instead of the world's."""
+    weights = mixture(shares)
     data = tuple(
-        SourceConfig(path=str(root / "shards" / name), name=name, weight=known[name]["weight"])
-        for name in sources(root / "world")
+        SourceConfig(path=str(root / "shards" / name), name=name, weight=weights[name]) for name in sources(root / "world")
     )
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return RunConfig(
@@ -74,7 +101,7 @@ def run_config(root: Path, tokenizer: StreamTokenizer, *, seed: int = 0, sizes: 
             streams_folder=str(root / "streams"),
         ),
         loss=LossConfig(mean_over="tokens", contrastive=0.3),
-        optimizer=OptimizerConfig(kind="muon", lr=2e-3, weight_decay=0.05),
+        optimizer=OptimizerConfig(kind="muon", lr=lr, weight_decay=0.05),
         schedule=ScheduleConfig(kind="wsd", warmup_steps=100, decay_share=0.6, floor=0.02),
         engine=EngineConfig(kind="local", precision="bf16" if multiplies_bfloat16(place) else "fp32"),
         checkpoint=CheckpointSection(every=1000, keep_last=2),

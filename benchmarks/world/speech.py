@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weft.benchmarks.world.digits import NUMBERS, spoken
+from weft.benchmarks.world.digits import NUMBERS, share, spoken
 
 ACCENTS = {
     "train": ("en-US", "en", "en-GB-x-rp", "en-GB-x-gbclan", "en-GB-x-gbcwmd"),
@@ -85,7 +85,7 @@ def plan(seed: int, scale: float = 1.0) -> dict[str, dict[str, list[Clip]]]:
         found[kind] = {}
         for number, (split, count) in enumerate(counts.items()):
             draw = np.random.default_rng([seed, 2, sorted(COUNTS).index(kind), number])
-            size = max(20, round(count * scale))
+            size = max(20, round(count * share(split, scale)))
             found[kind][split] = _clips(kind, split, size, draw)
     return found
 

@@ -1,4 +1,4 @@
-"""The main job in a few minutes: a fraction of the world, the same code path, every task clearly above chance."""
+"""The main job in two minutes: a fraction of the world, the same code path, every task clearly above chance."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, quickstart
+from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, quickstart, short
 from weft.benchmarks.world.tasks import TASKS
 
-CONFIG = Quickstart(scale=0.4, max_steps=800, limit=150)
+CONFIG = short()
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def _print_world(root: Path) -> None:
 
 
 def quickstart(
-    out: str = "runs/quickstart",
+    out: str | None = None,
+    short: bool = False,
     minutes: float = 10.5,
     scale: float = 1.0,
     seed: int = 0,
@@ -59,7 +60,8 @@ def quickstart(
     A stage that is done is not done again: interrupt it whenever you like and run the same command to go on.
 
     Args:
-        out: folder of everything that is made.
+        out: folder of everything that is made; runs/quickstart if not given, runs/short for a short one.
+        short: two minutes in all: a part of the documents, learnt a little; of the other options seed and device hold.
         minutes: time for training.
         scale: share of the sample world's documents, above 0 and at most 1.
         seed: of every random draw.
@@ -69,9 +71,12 @@ def quickstart(
     """
     from weft.benchmarks.world.quickstart import Quickstart
     from weft.benchmarks.world.quickstart import quickstart as work
+    from weft.benchmarks.world.quickstart import short as short_one
     from weft.commands.progress import watch
 
-    config = Quickstart(scale=scale, minutes=minutes, seed=seed, max_steps=steps, limit=limit, device=device)
+    out = out or ("runs/short" if short else "runs/quickstart")
+    whole = Quickstart(scale=scale, minutes=minutes, seed=seed, max_steps=steps, limit=limit, device=device)
+    config = short_one(seed, device) if short else whole
     with watch(expected(config), f"weft quickstart -> {out}") as stages:
         figures = work(out, config, progress=stages)
     print_results(figures)
