@@ -107,14 +107,13 @@ def attention(
             return (out, lse) if return_lse else out
         from weft.kernels import uncompiled
 
-        return uncompiled.run(q, k, v, layout, scale, wanted, return_lse)
-    return run_eager(q, k, v, layout, scale, wanted, return_lse)
+        return uncompiled.call(_eager, q, k, v, layout, scale, wanted, return_lse)  # type: ignore[no-any-return]
+    return _eager(q, k, v, layout, scale, wanted, return_lse)
 
 
-def run_eager(
+def _eager(
     q: Tensor, k: Tensor, v: Tensor, layout: StreamLayout, scale: float, wanted: str, return_lse: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What `attention` does with arguments that it has checked."""
     name, module = _select(q, k, v, layout, wanted, return_lse)
     with torch.autocast(q.device.type, enabled=False):
         out, lse = module.run(q, k, v, layout, scale, return_lse)

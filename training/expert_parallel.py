@@ -136,7 +136,7 @@ class DividedExperts(Experts):
             self.register_parameter(name, nn.Parameter(mine, requires_grad=p.requires_grad))
         self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]  # as a decorator: 1.5 s at import
 
-    def forward(self, x: Tensor, counts: Tensor, stable: bool = False) -> Tensor:
+    def forward(self, x: Tensor, counts: Tensor, stable: bool = False) -> Tensor:  # type: ignore[override]
         """Rows [N D] sorted by expert, counts [E] rows of each -> [N D]. Every rank of the group calls it."""
         groups = self.groups
         counts_PK = counts.view(groups.size, -1)

@@ -53,8 +53,9 @@ SHORT: dict[str, Any] = {
         "prose": 2,
     },
 }
-"""What a minute of training needs to leave chance behind everywhere: smaller steps, a larger rate, fewer layers, and more of
-what is learnt last. Held-out answers with the shares of a whole run: 4 % of videos and 9 % of sums right; with these 24 and 34."""
+"""What a minute of training needs to leave chance behind everywhere: smaller steps, a larger rate, one layer less, and more of
+what is learnt last. Right on held-out documents: 5 % of videos and 9 % of sums after 280 steps of a whole run's recipe (0.2 of
+the world), 10 and 23 % after these 380 (0.15 of it)."""
 
 
 def sources(world: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.benchmarks.world.quickstart import Quickstart
+from weft.benchmarks.world.quickstart import Quickstart, QuickstartError, short
 from weft.cli import main
 from weft.commands.progress import EVERY_S, Live, Plain, clock
 from weft.commands.world import expected, print_results, quickstart
@@ -106,6 +106,13 @@ def test_stages_are_expected_in_the_order_of_the_work() -> None:
     full, small = expected(Quickstart()), expected(Quickstart(scale=0.1, max_steps=10, limit=5))
     assert list(full) == list(small) == ["world", "shards", "tokenizers", "streams", "training", "specialists", "evaluation"]
     assert full["training"] == 60 * Quickstart().minutes and small["training"] < 10 and sum(small.values()) < sum(full.values())
+
+
+def test_a_short_quickstart_takes_no_other_size(tmp_path: Path) -> None:
+    with pytest.raises(QuickstartError, match="leave out --minutes"):
+        quickstart(str(tmp_path / "q"), short=True, minutes=5.0)
+    assert not (tmp_path / "q").exists()
+    assert sum(expected(short()).values()) < 200 < sum(expected(Quickstart()).values())
 
 
 def test_the_table_prints_every_task_and_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,21 +61,23 @@ def quickstart(
 
     Args:
         out: folder of everything that is made; runs/quickstart if not given, runs/short for a short one.
-        short: two minutes in all: a part of the documents, learnt a little; of the other options seed and device hold.
+        short: two minutes in all: a part of the documents, learnt a little; goes with --out, --seed and --device.
         minutes: time for training.
         scale: share of the sample world's documents, above 0 and at most 1.
         seed: of every random draw.
         steps: train for so many optimizer steps instead of minutes.
-        limit: test documents per task at most; all of them if not given.
+        limit: test documents per task at most, and a tenth as many episodes; all of them if not given.
         device: auto (a GPU if there is one), cpu, or cuda.
     """
-    from weft.benchmarks.world.quickstart import Quickstart
+    from weft.benchmarks.world.quickstart import Quickstart, QuickstartError
     from weft.benchmarks.world.quickstart import quickstart as work
     from weft.benchmarks.world.quickstart import short as short_one
     from weft.commands.progress import watch
 
     out = out or ("runs/short" if short else "runs/quickstart")
     whole = Quickstart(scale=scale, minutes=minutes, seed=seed, max_steps=steps, limit=limit, device=device)
+    if short and whole != Quickstart(seed=seed, device=device):
+        raise QuickstartError("a short quickstart has its own size; leave out --minutes, --scale, --steps, --limit, or --short")
     config = short_one(seed, device) if short else whole
     with watch(expected(config), f"weft quickstart -> {out}") as stages:
         figures = work(out, config, progress=stages)
