@@ -77,7 +77,7 @@ class Quickstart:
 
 def short(seed: int = 0, device: str = "auto") -> Quickstart:
     """Two minutes on two CPU cores: every stage and every task on a part of the documents, learnt a little."""
-    return Quickstart(scale=0.15, seed=seed, device=device, limit=100, tokens=WorldTokens(codec_steps=400), **recipe.SHORT)
+    return Quickstart(scale=0.15, seed=seed, device=device, limit=100, tokens=WorldTokens(codec_steps=300), **recipe.SHORT)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,18 @@ def film_features(frames: np.ndarray) -> np.ndarray:
 
 
 class Judges:
-    """SVMs that name the digit in a picture and in a sound, fitted on a world's training split."""
+    """SVMs that name the digit in a picture and in a sound, fitted on a world's training split when first asked."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._digit = support_vectors(*self._pictures("train"))
-        self._speech = support_vectors(*self._sounds("train"))
+
+    @cached_property
+    def _digit(self) -> Any:
+        return support_vectors(*self._pictures("train"))
+
+    @cached_property
+    def _speech(self) -> Any:
+        return support_vectors(*self._sounds("train"))
 
     def _pictures(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         rows = material.lines(self.root, "digit_image", split)
