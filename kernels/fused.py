@@ -106,7 +106,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     """A number as a tensor on the CPU, which costs an operation less than a number does."""
     with torch.inference_mode(False):  # it may be made and used in any mode
-        return torch.tensor(value, dtype=dtype)
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
