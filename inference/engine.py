@@ -147,7 +147,8 @@ def _draw(model: Any, jobs: Sequence[Job]) -> None:
             score = row
             if id(job) in free:
                 score = free[id(job)] + job.sampling.guidance * (row - free[id(job)])
-            noise = uniform(job.sampling.seed, job.sample, len(job.tokens))
+            is_drawn = job.sampling.temperature_of(ask.modality) > 0
+            noise = uniform(job.sampling.seed, job.sample, len(job.tokens)) if is_drawn else 0.0
             seen = [token - first for token in job.seen] if ask.modality == "text" else ()
             at = draw(score, ask.legal - first, job.sampling, ask.modality, noise, seen)
             if ask.modality == "text" and job.sampling.repetition_penalty != 1.0:
