@@ -6,18 +6,19 @@ one writes what a whole document would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from weft.tokenizers.check import check, draw_targets, first_id
+from weft.tokenizers.check import check, draw_targets
 from weft.tokenizers.clock import segment_times
-from weft.tokenizers.interleave import Block, Prepared, interleave
-from weft.tokenizers.layout import Layout, grouped
+from weft.tokenizers.forms import forms_of
+from weft.tokenizers.interleave import UNLIMITED, Block, Prepared, interleave
+from weft.tokenizers.layout import Layout
 from weft.tokenizers.plan import LossPlan
-from weft.tokenizers.positions import Placer, patch_channel, place_blocks, places_of
+from weft.tokenizers.positions import Placer, channels_of, place_blocks
 from weft.tokenizers.registry import Modality, by_name
 from weft.tokenizers.resample import resampled
 from weft.tokenizers.stream import NO_TIME, SegmentInfo, Stream, StreamConfig, StreamError
@@ -26,6 +27,8 @@ from weft.tokenizers.vocabulary import Vocabulary
 _COMMON = ("start", "role", "name")
 TIME_TOKENS = 5
 _CENTISECOND = 10_000_000
+_NOTHING = np.array([-1], np.int64)
+"""Codes of a segment without tokens."""
 
 
 class StreamBuilder:
@@ -36,6 +39,7 @@ class StreamBuilder:
     ):
         self.vocabulary, self.config, self.feature_sizes = vocabulary, config, feature_sizes
         self.registry = by_name(tuple(registry))
+        self.forms = forms_of(vocabulary, tuple(registry))
         self.number_of = {name: i for i, name in enumerate(vocabulary.modalities)}
         self.placer = Placer(config.tick_ns)
         self.info: tuple[SegmentInfo, ...] = ()
@@ -113,10 +117,12 @@ class StreamBuilder:
         """The items by first appearance, and the blocks in which they stand, numbered so."""
         limits = [self._limit(item) for item in items]
         blocks = interleave(items, self.config.chunk_ns, limits, joined=not self.config.timestamps)
-        order = list(dict.fromkeys(int(i) for block in blocks for i in block.segment))
+        order = list(dict.fromkeys(i for block in blocks for i in block.segment.tolist()))
+        if order == list(range(len(items))):
+            return order, blocks
         number = np.empty(len(items), np.int64)
         number[order] = np.arange(len(order))
-        return order, [replace(block, segment=number[block.segment]) for block in blocks]
+        return order, [block._replace(segment=number[block.segment]) for block in blocks]
 
     def _resampled(self, item: Prepared) -> Prepared:
         """An observed segment as the model reads it."""
@@ -130,41 +136,37 @@ class StreamBuilder:
     def _limit(self, item: Prepared) -> int:
         """Most groups in one piece: as many as the first number of a fixed shape can state."""
         if not item.entry.fixed or item.entry.whole:
-            return 1 << 40
-        rest = int(np.prod(item.tokens.grid[1:]))
+            return UNLIMITED
+        rest = math.prod(item.tokens.grid[1:])
         return max((self.vocabulary.numbers - 1) * rest // item.tokens.group, 1)
+
+    def _modalities(self, items: Sequence[Prepared]) -> np.ndarray:
+        return np.array([self.number_of[item.entry.name] for item in items], np.int64)
 
     def _pieces(self, items: Sequence[Prepared], blocks: Sequence[Block]) -> Layout:
         segment = np.concatenate([block.segment for block in blocks])
-        number = np.repeat(np.arange(len(blocks)), [len(block.segment) for block in blocks])
         group = np.array([item.tokens.group for item in items], np.int64)[segment]
         first = np.concatenate([block.first for block in blocks]) * group
         end = np.concatenate([block.end for block in blocks]) * group
         stamp = np.zeros(len(segment), bool)
         if self.config.timestamps:
             stamp = self._stamps(items, segment, first)
-        opener = np.array([1 + len(item.entry.shape) if item.entry.opener else 0 for item in items], np.int64)[segment]
-        return Layout.of(segment, first, end, number, stamp, opener + TIME_TOKENS * stamp)
+        head = self.forms.opening[self._modalities(items)][segment] + TIME_TOKENS * stamp
+        return Layout.of(segment, first, end, stamp, head, np.array([len(item.tokens) for item in items], np.int64))
 
     def _stamps(self, items: Sequence[Prepared], segment: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Which pieces get a timestamp: clocked ones whose centisecond was not the last one written."""
-        starts = [
-            item.start + (int(item.tokens.time[0]) if len(item.tokens) else 0) for item in items if item.start is not None
-        ]
+        starts = [int(item.clock[0]) for item in items if item.start is not None]
         if self.clock_start is None and starts:
             self.clock_start = min(starts)
         stamp = np.zeros(len(segment), bool)
         for p, (i, at) in enumerate(zip(segment, first)):
             if items[i].start is None:
                 continue
-            now = self._centiseconds(self._time_of(items[i], int(at)))
+            now = self._centiseconds(int(items[i].clock[at]))
             stamp[p] = now != self._stamped
             self._stamped = now
         return stamp
-
-    def _time_of(self, item: Prepared, token: int) -> int:
-        start = item.start or 0
-        return start + (int(item.tokens.time[min(token, len(item.tokens) - 1)]) if len(item.tokens) else 0)
 
     def _centiseconds(self, time: int) -> int:
         assert self.clock_start is not None
@@ -184,143 +186,95 @@ class StreamBuilder:
         layout: Layout,
         blocks: Sequence[Block],
     ) -> Stream:
-        vocabulary, segment = self.vocabulary, layout.segment
-        entries = [item.entry for item in items]
+        forms, segment, piece, shown = self.forms, layout.segment, layout.piece, layout.shown
+        of_piece = self._modalities(items)[segment]
+        modality = of_piece[piece]
 
-        def per_segment(values: Sequence[Any], dtype: Any = np.int64) -> np.ndarray:
-            return np.array(values, dtype)[segment]
+        codes = np.concatenate([item.tokens.codes if len(item.tokens) else _NOTHING for item in items])[shown]
+        ids = np.where(codes >= 0, codes + forms.zero[modality], forms.hole[modality])
+        ids[layout.tail] = forms.closer[of_piece]
+        self._heads(ids, items, layout, of_piece)
 
-        head, piece, inside = layout.head, layout.piece, layout.inside
-        total = len(piece)
-        body_at = np.flatnonzero((inside >= head[piece]) & (inside < (head + layout.count)[piece]))
-        body_piece = piece[body_at]
-        tail_at = layout.start + head + layout.count
+        clocked = np.array([item.start is not None for item in items], bool)[segment][piece]
+        clock = np.concatenate([item.clock for item in items])[shown]
+        channel = np.concatenate([channels_of(item) for item in items])[shown]
 
-        # All segments' tokens side by side; `take` says which of them each body position shows.
-        offset = np.cumsum([0] + [len(item.tokens) for item in items])
-        take = (layout.first + offset[segment] - head)[body_piece] + inside[body_at]
-        codes = np.concatenate([item.tokens.codes for item in items]).astype(np.int64)
-        places = np.concatenate([places_of(item) for item in items])
-        times = np.concatenate([item.tokens.time + (item.start or 0) for item in items])
-        clocked = per_segment([item.start is not None for item in items], bool)
+        weight = np.array(weights, np.float32)[segment][piece]
+        weight[layout.tail[forms.fixed[of_piece]]] = 0.0
+        landmark = np.zeros(len(piece), bool)
+        landmark[layout.tail] = True
 
-        ids = np.empty(total, np.int64)
-        code_zero = per_segment([first_id(e, vocabulary) for e in entries])
-        hole = per_segment([vocabulary.special.get(e.hole, -1) for e in entries])
-        ids[body_at] = np.where(codes[take] >= 0, codes[take] + code_zero[body_piece], hole[body_piece])
-        ids[tail_at] = per_segment([vocabulary.special[e.closer] for e in entries])
-        self._heads(ids, items, layout)
-
-        time = np.full(total, NO_TIME, np.int64)
-        first_time = np.array([self._time_of(items[i], int(at)) for i, at in zip(segment, layout.first)], np.int64)
-        last_time = np.array([self._time_of(items[i], max(int(at) - 1, 0)) for i, at in zip(segment, layout.end)], np.int64)
-        on_clock = clocked[piece]
-        time[on_clock] = first_time[piece[on_clock]]
-        body_clock = on_clock[body_at]
-        time[body_at[body_clock]] = times[take[body_clock]]
-        time[tail_at[clocked]] = last_time[clocked]
-
-        channel = np.zeros(total, np.int64)
-        channelled = per_segment([e.place == "channel" for e in entries], bool)[body_piece]
-        channel[body_at[channelled]] = places[take[channelled], 0]
-        gridded = per_segment([e.place == "grid" for e in entries], bool)[body_piece]
-        channel[body_at[gridded]] = patch_channel(places[take[gridded]])
-
-        target = per_segment(targets, bool)
-        weight = per_segment(weights, np.float32)
-        fixed = per_segment([e.fixed for e in entries], bool)
-        weight_at = weight[piece]
-        weight_at[tail_at[fixed]] = 0.0
-
-        output_slice = np.zeros(total, np.int64)
-        slice_of = per_segment([vocabulary.slice_of[e.name] for e in entries])
-        output_slice[body_at] = slice_of[body_piece]
-        output_slice[tail_at] = slice_of
-
-        two_way = np.full(total, -1, np.int32)
-        self._two_way(two_way, items, layout, ~target, body_at, body_piece)
-
-        landmark = np.zeros(total, bool)
-        landmark[tail_at] = True
         known = len(self.info)
         self.info += tuple(map(_info, items, media, targets))
-        features, feature_at = self._features(items, targets, body_at, body_piece, take, offset, segment)
+        features, feature_at = self._features(items, targets, layout)
         return Stream(
             ids=ids,
-            modality=per_segment([self.number_of[e.name] for e in entries])[piece],
+            modality=modality,
             position=place_blocks(self.placer, items, layout, blocks).astype(np.int32),
-            time=time,
-            channel=channel,
+            time=np.where(clocked, clock, NO_TIME),
+            channel=np.where(layout.body, channel, 0),
             segment=segment[piece] + known,
             landmark=landmark,
-            two_way=two_way,
-            output_slice=output_slice,
-            weight=weight_at.astype(np.float32),
+            two_way=self._two_way(items, targets, layout),
+            output_slice=np.where(layout.place < 0, 0, forms.slice[modality]),
+            weight=weight,
             features=features,
             feature_at=feature_at,
             info=self.info,
         )
 
-    def _heads(
-        self,
-        ids: np.ndarray,
-        items: Sequence[Prepared],
-        layout: Layout,
-    ) -> None:
+    def _heads(self, ids: np.ndarray, items: Sequence[Prepared], layout: Layout, of_piece: np.ndarray) -> None:
         """Write timestamps, opening tokens and shapes."""
-        vocabulary = self.vocabulary
-        number = vocabulary.spans["numbers"][0]
-        for p in np.flatnonzero(layout.stamp):
-            left = self._centiseconds(self._time_of(items[layout.segment[p]], int(layout.first[p])))
+        vocabulary, forms, segment = self.vocabulary, self.forms, layout.segment
+        for p in layout.stamp.nonzero()[0]:
+            left = self._centiseconds(int(items[segment[p]].clock[layout.first[p]]))
             ids[layout.start[p]] = vocabulary.special["<time>"]
             for digit in range(4, 0, -1):
                 left, low = divmod(left, 100)
                 ids[layout.start[p] + digit] = vocabulary.number(low)
-        begin = layout.start + TIME_TOKENS * layout.stamp
-        for i, mine in grouped(layout.segment):
-            entry, grid = items[i].entry, items[i].tokens.grid
-            if entry.opener is None:
-                continue
-            ids[begin[mine]] = vocabulary.special[entry.opener]
-            shape = grid[len(grid) - len(entry.shape) :]
-            for j, value in enumerate(shape):
-                ids[begin[mine] + 1 + j] = number + value
-            if entry.fixed:
-                ids[begin[mine] + 1] = number + layout.count[mine] // int(np.prod(shape[1:]))
+        openings = [self._opening(item) for item in items]
+        width = max(map(len, openings))
+        table = np.array([row + [0] * (width - len(row)) for row in openings], np.int64)
+        nth = layout.inside - (TIME_TOKENS * layout.stamp)[layout.piece]
+        at = ((nth >= 0) & (layout.place < 0)).nonzero()[0]
+        ids[at] = table[segment[layout.piece[at]], nth[at]]
+        # Of a segment in several pieces each states its own share.
+        p = forms.fixed[of_piece].nonzero()[0]
+        if len(p):
+            rest = np.array([math.prod(item.tokens.grid[1:]) for item in items], np.int64)[segment[p]]
+            first = layout.start[p] + layout.head[p] - forms.opening[of_piece[p]] + 1
+            ids[first] = vocabulary.spans["numbers"][0] + layout.count[p] // rest
 
-    def _two_way(
-        self,
-        two_way: np.ndarray,
-        items: Sequence[Prepared],
-        layout: Layout,
-        observed: np.ndarray,
-        body_at: np.ndarray,
-        body_piece: np.ndarray,
-    ) -> None:
-        """Number the two-way blocks of observed images and frames."""
-        size = np.array([_block_size(item) for item in items], np.int64)[layout.segment]
-        size = np.where(observed, size, 0)
-        per_piece = np.where(size > 0, layout.count // np.maximum(size, 1), 0)
-        if not per_piece.any():
-            return
-        before = self.blocks + np.cumsum(per_piece) - per_piece
-        mine = size[body_piece] > 0
-        at, p = body_at[mine], body_piece[mine]
-        two_way[at] = before[p] + (layout.inside[at] - layout.head[p]) // size[p]
-        self.blocks += int(per_piece.sum())
+    def _opening(self, item: Prepared) -> list[int]:
+        """Ids of the opening token and the shape of a segment."""
+        entry, grid = item.entry, item.tokens.grid
+        if entry.opener is None:
+            return []
+        number = self.vocabulary.spans["numbers"][0]
+        return [self.vocabulary.special[entry.opener], *(number + value for value in grid[len(grid) - len(entry.shape) :])]
+
+    def _two_way(self, items: Sequence[Prepared], targets: Sequence[bool], layout: Layout) -> np.ndarray:
+        """int32 [tokens]: the numbers of the two-way blocks of observed images and frames, -1 elsewhere."""
+        two_way = np.full(len(layout.piece), -1, np.int32)
+        sizes = [0 if target else _block_size(item) for item, target in zip(items, targets)]
+        if not any(sizes):
+            return two_way
+        size = np.array(sizes, np.int64)[layout.segment]
+        blocks = np.where(size > 0, layout.count // np.maximum(size, 1), 0)
+        before = self.blocks + np.cumsum(blocks) - blocks
+        at = (layout.body & (size > 0)[layout.piece]).nonzero()[0]
+        p = layout.piece[at]
+        two_way[at] = before[p] + layout.place[at] // size[p]
+        self.blocks += int(blocks.sum())
+        return two_way
 
     def _features(
-        self,
-        items: Sequence[Prepared],
-        targets: Sequence[bool],
-        body_at: np.ndarray,
-        body_piece: np.ndarray,
-        take: np.ndarray,
-        offset: np.ndarray,
-        segment: np.ndarray,
+        self, items: Sequence[Prepared], targets: Sequence[bool], layout: Layout
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Rows and places of the features of observed segments."""
         features: dict[str, np.ndarray] = {}
         feature_at: dict[str, np.ndarray] = {}
+        of = layout.segment[layout.piece]
         for name, size in self.feature_sizes.items():
             held = [item.tokens.features if item.entry.name == name and not aim else None for item, aim in zip(items, targets)]
             rows = [part for part in held if part is not None]
@@ -328,11 +282,10 @@ class StreamBuilder:
                 features[name], feature_at[name] = np.zeros((0, size), np.float32), np.zeros(0, np.int64)
                 continue
             lengths = np.array([0 if part is None else len(part) for part in held], np.int64)
-            row_offset = np.cumsum(lengths) - lengths
-            shown = (lengths > 0)[segment[body_piece]]
-            of = segment[body_piece[shown]]
-            feature_at[name] = body_at[shown]
-            features[name] = np.concatenate(rows)[take[shown] - offset[of] + row_offset[of]].astype(np.float32, copy=False)
+            moved = lengths.cumsum() - lengths - layout.offset
+            at = (layout.body & (lengths > 0)[of]).nonzero()[0]
+            feature_at[name] = at
+            features[name] = np.concatenate(rows)[layout.shown[at] + moved[of[at]]].astype(np.float32, copy=False)
             if features[name].shape[1:] != (size,):
                 raise StreamError(f"{name} features have width {features[name].shape[1:]}, the tokenizer says {size}")
         return features, feature_at
@@ -340,13 +293,16 @@ class StreamBuilder:
 
 def _block_size(item: Prepared) -> int:
     """Tokens of one two-way block, 0 for modalities without."""
+    if not item.entry.block:
+        return 0
     shape = dict(zip(item.entry.shape, item.tokens.grid))
-    return int(np.prod([shape[name] for name in item.entry.block])) if item.entry.block else 0
+    return math.prod(shape[name] for name in item.entry.block)
 
 
 def _info(item: Prepared, medium: Prepared, target: bool) -> SegmentInfo:
     """What is known of an item, and of the medium that it was before it was resampled."""
-    fields = {k: v for k, v in vars(item.segment).items() if k not in (*_COMMON, item.entry.content)}
+    known = (*_COMMON, item.entry.content)
+    fields = {k: v for k, v in vars(item.segment).items() if k not in known}
     if fields.get("times") is not None:
         fields["times"] = tuple(segment_times(item.segment, len(fields["times"])).tolist())
     return SegmentInfo(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from weft.tokenizers.clock import label
+from weft.tokenizers.forms import first_id
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.plan import LossPlan
 from weft.tokenizers.registry import Modality
@@ -24,11 +26,12 @@ def check(item: Prepared, vocabulary: Vocabulary) -> None:
         raise StreamError(f"{name}: {n} tokens are not whole groups of {group}")
     if len(tokens.time) != n or (tokens.features is not None and len(tokens.features) != n):
         raise StreamError(f"{name}: times and features must have one row for each of its {n} tokens")
-    if np.any(np.diff(tokens.time[::group]) < 0):
+    begins = tokens.time[::group]
+    if len(begins) > 1 and (begins[1:] < begins[:-1]).any():
         raise StreamError(f"{name}: its tokens go backwards in time; sort its readings")
     if n and (tokens.time[0] < 0):
         raise StreamError(f"{name}: its first token lies before its start")
-    if entry.fixed and (len(tokens.grid) != len(entry.shape) or int(np.prod(tokens.grid)) != n):
+    if entry.fixed and (len(tokens.grid) != len(entry.shape) or math.prod(tokens.grid) != n):
         raise StreamError(f"{name}: grid {tokens.grid} does not hold its {n} tokens")
     for which, value in zip(reversed(entry.shape), reversed(tokens.grid)):
         if which != "frames" and not 1 <= value < vocabulary.numbers:
@@ -38,18 +41,13 @@ def check(item: Prepared, vocabulary: Vocabulary) -> None:
             )
     size = vocabulary.slices[vocabulary.slice_of[entry.name]][1] - first_id(entry, vocabulary) - _tail(entry, vocabulary)
     codes = tokens.codes
-    if n and (codes.min() < -1 or codes.max() >= size):
+    low, high = (int(codes.min()), int(codes.max())) if n else (0, -1)
+    if low < -1 or high >= size:
         raise StreamError(
-            f"{name}: codes {int(codes.min())}..{int(codes.max())} leave the span of {size}; "
-            "the vocabulary was laid out for another tokenizer"
+            f"{name}: codes {low}..{high} leave the span of {size}; the vocabulary was laid out for another tokenizer"
         )
-    if n and tokens.features is None and codes.min() < 0:
+    if tokens.features is None and low < 0:
         raise StreamError(f"{name} has neither codes nor features; fit its tokenizer")
-
-
-def first_id(entry: Modality, vocabulary: Vocabulary) -> int:
-    """Id of code 0."""
-    return vocabulary.spans[entry.spans[0]][0]
 
 
 def _tail(entry: Modality, vocabulary: Vocabulary) -> int:
@@ -62,10 +60,11 @@ def draw_targets(items: Sequence[Prepared], plan: LossPlan | None, rng: np.rando
     targets = []
     for item in items:
         modality, role = item.entry.name, item.segment.role
-        coded = bool(len(item.tokens) == 0 or item.tokens.codes.min() >= 0)
         if plan is None or role == "observed":
             targets.append(False)
-        elif role == "target":
+            continue
+        coded = bool(len(item.tokens) == 0 or item.tokens.codes.min() >= 0)
+        if role == "target":
             if not coded:
                 raise StreamError(
                     f"{label(item.segment)} is a target, but the {modality} tokenizer is input-only (it has no codes); "

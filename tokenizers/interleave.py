@@ -10,12 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from weft.tokenizers.base import Tokens
 from weft.tokenizers.registry import Modality
 from weft.tokenizers.segment import Segment
+
+UNLIMITED = 1 << 40
+"""Limit of a segment whose pieces may have any number of groups."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,15 @@ class Prepared:
     source: int
     """Index in the document."""
 
+    @cached_property
+    def clock(self) -> np.ndarray:
+        """int64 [max(n, 1)]: ns of each token, on the document's clock if there is one. A text without tokens has its start."""
+        start = self.start or 0
+        return self.tokens.time + start if len(self.tokens) else np.array([start], np.int64)
+
     def group_times(self) -> np.ndarray:
-        """int64 [groups]: ns of each group's first token, on the document's clock if there is one."""
-        return self.tokens.time[:: self.tokens.group] + (self.start or 0)
+        """int64 [max(groups, 1)]: ns of each group's first token, as `clock`."""
+        return self.clock[:: self.tokens.group]
 
     def content(self) -> bytes:
         """Digest of what stands in the stream: the last tie-breaker."""
@@ -48,8 +59,7 @@ class Prepared:
         return hasher.digest()
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A merged run of clocked segments, or one segment without a clock. All arrays are [pieces], in stream order."""
 
     clocked: bool
@@ -75,33 +85,45 @@ def interleave(prepared: Sequence[Prepared], chunk_ns: int, limits: Sequence[int
             run.append(i)
             continue
         if run:
-            blocks.append(_merge(prepared, run, chunk_ns, limits, joined))
+            blocks.append(_merge(prepared, run, chunk_ns, joined))
             run = []
-        groups = len(item.tokens) // item.tokens.group
-        blocks.append(_limited(Block(False, 0, np.array([i]), np.array([0]), np.array([groups])), limits))
+        blocks.append(_whole(item, i))
     if run:
-        blocks.append(_merge(prepared, run, chunk_ns, limits, joined))
-    return blocks
+        blocks.append(_merge(prepared, run, chunk_ns, joined))
+    return blocks if min(limits) == UNLIMITED else [_limited(block, limits) for block in blocks]
 
 
-def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, limits: Sequence[int], joined: bool) -> Block:
+def _whole(item: Prepared, i: int) -> Block:
+    """A segment that nothing is merged with, in one piece."""
+    clocked, groups = item.start is not None, len(item.tokens) // item.tokens.group
+    origin = int(item.clock[0]) if clocked else 0
+    return Block(clocked, origin, np.array([i]), np.array([0]), np.array([groups]))
+
+
+def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, joined: bool) -> Block:
+    if joined and len(run) == 1:
+        return _whole(prepared[run[0]], run[0])
     rank = _ranks(prepared, run)
     times = [prepared[i].group_times() for i in run]
-    # A segment without tokens (an empty text) still has a place: its start.
-    origin = min(int(t[0]) if len(t) else prepared[i].start or 0 for i, t in zip(run, times))
+    origin = min(int(time[0]) for time in times)
     columns: list[tuple[np.ndarray, ...]] = []
     for i, time in zip(run, times):
-        if not len(time):
-            time = np.array([prepared[i].start], np.int64)
         chunk = (time - origin) // chunk_ns if chunk_ns else time
-        first = np.flatnonzero(np.r_[True, np.diff(chunk) != 0])
+        first = changes(chunk).nonzero()[0]
         groups = len(prepared[i].tokens) // prepared[i].tokens.group
-        end = np.minimum(np.r_[first[1:], groups], groups)
+        end = np.minimum(np.append(first[1:], groups), groups)
         columns.append((chunk[first], time[first], np.full(len(first), rank[i]), np.full(len(first), i), first, end))
     chunk, time, ranks, segment, first, end = (np.concatenate(column) for column in zip(*columns))
     order = np.lexsort((ranks, time, chunk))
     block = Block(True, origin, segment[order], first[order], end[order])
-    return _limited(_joined(block) if joined else block, limits)
+    return _joined(block) if joined else block
+
+
+def changes(values: np.ndarray) -> np.ndarray:
+    """bool [n]: which values differ from the one before; the first does."""
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return new
 
 
 def _ranks(prepared: Sequence[Prepared], run: list[int]) -> dict[int, int]:
@@ -116,20 +138,19 @@ def _ranks(prepared: Sequence[Prepared], run: list[int]) -> dict[int, int]:
 
 def _joined(block: Block) -> Block:
     """Neighbouring pieces of one segment become one."""
-    new = np.r_[True, np.diff(block.segment) != 0]
-    starts = np.flatnonzero(new)
-    last = np.r_[starts[1:], len(new)] - 1
-    return Block(block.clocked, block.origin, block.segment[starts], block.first[starts], block.end[last])
+    starts = changes(block.segment).nonzero()[0]
+    last = np.append(starts[1:], len(block.segment)) - 1
+    return block._replace(segment=block.segment[starts], first=block.first[starts], end=block.end[last])
 
 
 def _limited(block: Block, limits: Sequence[int]) -> Block:
     """Pieces longer than the grammar can state (more frames than there are number tokens) are cut."""
-    limit = np.asarray(limits, np.int64)[block.segment]
-    parts = np.maximum(-(-(block.end - block.first) // limit), 1)
-    if (parts == 1).all():
+    limit, groups = np.array(limits, np.int64)[block.segment], block.end - block.first
+    if (groups <= limit).all():
         return block
+    parts = np.maximum(-(-groups // limit), 1)
     which = np.repeat(np.arange(len(parts)), parts)
     place = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
     first = block.first[which] + place * limit[which]
     end = np.minimum(first + limit[which], block.end[which])
-    return Block(block.clocked, block.origin, block.segment[which], first, end)
+    return block._replace(segment=block.segment[which], first=first, end=end)

@@ -10,15 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Layout:
-    """Arrays are int64 [pieces] but for `piece` and `inside`, which are [tokens]."""
+    """Arrays are int64 [pieces], or [tokens] where it says so."""
 
     segment: np.ndarray
     """Index into the prepared segments."""
     first: np.ndarray
     """First token of the segment that the piece shows."""
-    end: np.ndarray
-    block: np.ndarray
-    """Index of the block (merged run, or lone segment) that it belongs to."""
     stamp: np.ndarray
     """bool: a timestamp stands before it."""
     head: np.ndarray
@@ -27,26 +24,40 @@ class Layout:
     """Tokens of the body."""
     start: np.ndarray
     """Where the piece begins in the stream."""
+    tail: np.ndarray
+    """Where its closing token stands."""
     piece: np.ndarray
-    """Piece of each token."""
+    """[tokens] Piece of each token."""
     inside: np.ndarray
-    """Place of each token in its piece."""
+    """[tokens] Place of each token in its piece."""
+    place: np.ndarray
+    """[tokens] Place in the body: below zero in the head, `count` for the closing token."""
+    body: np.ndarray
+    """bool [tokens]: it stands in the body."""
+    shown: np.ndarray
+    """[tokens] What a body token shows: its index in the tokens of all segments, side by side. The head of a piece has that of
+    its first body token, the closing token that of the last."""
+    offset: np.ndarray
+    """[segments] Where the tokens of a segment begin among those of all. One without tokens has room for one."""
 
     @classmethod
     def of(
-        cls, segment: np.ndarray, first: np.ndarray, end: np.ndarray, block: np.ndarray, stamp: np.ndarray, head: np.ndarray
+        cls, segment: np.ndarray, first: np.ndarray, end: np.ndarray, stamp: np.ndarray, head: np.ndarray, sizes: np.ndarray
     ) -> Layout:
-        """Lay the pieces out one after the other."""
+        """Lay the pieces out one after the other. `end`: of the tokens that a piece shows; `sizes`: tokens of the segments."""
         count = end - first
         length = head + count + 1
-        start = np.cumsum(length) - length
-        piece = np.repeat(np.arange(len(segment)), length)
-        return cls(segment, first, end, block, stamp, head, count, start, piece, np.arange(len(piece)) - start[piece])
-
-    @property
-    def length(self) -> np.ndarray:
-        """Tokens of each piece."""
-        return self.head + self.count + 1
+        after = length.cumsum()
+        start = after - length
+        piece = np.arange(len(segment)).repeat(length)
+        inside = np.arange(len(piece)) - start[piece]
+        place = inside - head[piece]
+        counts = count[piece]
+        body = (place >= 0) & (place < counts)
+        sizes = np.maximum(sizes, 1)
+        offset = sizes.cumsum() - sizes
+        shown = (first + offset[segment])[piece] + np.maximum(np.minimum(place, counts - 1), 0)
+        return cls(segment, first, stamp, head, count, start, after - 1, piece, inside, place, body, shown, offset)
 
 
 def grouped(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from weft.tokenizers.interleave import Block, Prepared
-from weft.tokenizers.layout import Layout, grouped
+from weft.tokenizers.interleave import Block, Prepared, changes
+from weft.tokenizers.layout import Layout
 from weft.tokenizers.stream import StreamError
 
 
@@ -40,7 +40,7 @@ class Placer:
         self.stop_clock()
         at = np.arange(self.next, self.next + count, dtype=np.int64)
         self.next += count
-        return np.repeat(at[:, None], 3, axis=1)
+        return at[:, None].repeat(3, axis=1)
 
     def start_clock(self, origin: int) -> None:
         """Begin a merged run at `origin` ns, or go on with the one that runs."""
@@ -73,57 +73,71 @@ class Placer:
             self.highest = max(self.highest, int(position.max()))
 
 
-def body(ticks: np.ndarray, kind: str, place: np.ndarray, base: int, rank: np.ndarray) -> np.ndarray:
-    """[n 3] of body tokens. `place` [n 2], `rank` [n] place within the tick, `base` the position where h and w are zero."""
-    if kind == "grid":
-        return np.stack([ticks, base + place[:, 0], base + place[:, 1]], axis=1)
-    if kind == "channel":
-        return np.stack([ticks, base + place[:, 0], base + rank], axis=1)
-    return np.stack([ticks, ticks, ticks + rank], axis=1)
+def body(placer: Placer, item: Prepared, part: slice = slice(None)) -> np.ndarray:
+    """[n 3] of a part of a segment's tokens on the running clock. Those of a text lie at its start."""
+    entry, time = item.entry, item.clock[part]
+    ticks = placer.ticks(time)
+    position = ticks[:, None].repeat(3, axis=1)
+    if entry.opener is None:
+        return position
+    place = places_of(item)[part]
+    if entry.place == "grid":
+        position[:, 1:] = placer.next + place
+        return position
+    rank = rank_in_tick(ticks, place[:, 0])
+    # A session pushes reading by reading: a segment that goes on where the last one of its name ended counts on.
+    key = (entry.name, item.segment.name)
+    before, tick, seen = placer.counts.get(key, (0, -1, 0))
+    if before < time[0] and tick == ticks[0]:
+        rank[ticks == tick] += seen
+    placer.counts[key] = (int(time[-1]), int(ticks[-1]), int(rank[ticks == ticks[-1]].max()) + 1)
+    if entry.place == "channel":
+        position[:, 1:] = placer.next
+        position[:, 1] += place[:, 0]
+    position[:, 2] += rank
+    return position
 
 
 def rank_in_tick(ticks: np.ndarray, channel: np.ndarray) -> np.ndarray:
     """int64 [n]: how many earlier tokens of the segment have the same tick and channel. `ticks` never decrease."""
-    if not len(ticks):
-        return np.zeros(0, np.int64)
+    if not ((ticks[1:] == ticks[:-1]) & (channel[1:] <= channel[:-1])).any():
+        return np.zeros(len(ticks), np.int64)  # in order, and none twice
     order = np.lexsort((channel, ticks))
-    new = np.r_[True, (np.diff(ticks[order]) != 0) | (np.diff(channel[order]) != 0)]
+    new = changes(ticks[order]) | changes(channel[order])
     at = np.arange(len(order))
     rank = np.empty(len(order), np.int64)
-    rank[order] = at - np.maximum.accumulate(np.where(new, at, 0))
+    rank[order] = at - np.maximum.accumulate(at * new)
     return rank
 
 
 def places_of(item: Prepared) -> np.ndarray:
-    """int64 [n 2]: (h, w) of each token, zeros where the tokenizer gives none."""
+    """int64 [max(n, 1) 2]: (h, w) of each token, zeros where the tokenizer gives none."""
     if item.tokens.place is None:
-        return np.zeros((len(item.tokens), 2), np.int64)
+        return np.zeros((len(item.clock), 2), np.int64)
     return np.asarray(item.tokens.place, np.int64)
 
 
 def place_blocks(placer: Placer, items: Sequence[Prepared], layout: Layout, blocks: Sequence[Block]) -> np.ndarray:
     """[n 3] of all tokens of the layout, block after block."""
     parts = []
-    edge = np.searchsorted(layout.block, np.arange(len(blocks) + 1))
-    for block, first, end in zip(blocks, edge[:-1], edge[1:]):
+    end = 0
+    for block in blocks:
+        first, end = end, end + len(block.segment)
         if block.clocked:
-            parts.append(_place_run(placer, items, layout, block.origin, int(first), int(end)))
-            continue
-        for p in range(int(first), int(end)):
-            item = items[layout.segment[p]]
-            parts.append(_place_alone(placer, item, int(layout.first[p]), int(layout.end[p]), int(layout.head[p])))
+            parts.append(_place_run(placer, items, layout, block.origin, first, end))
+        else:
+            parts += [_place_alone(placer, items[layout.segment[p]], layout, p) for p in range(first, end)]
     return np.concatenate(parts)
 
 
-def _place_alone(placer: Placer, item: Prepared, first: int, end: int, head: int) -> np.ndarray:
+def _place_alone(placer: Placer, item: Prepared, layout: Layout, p: int) -> np.ndarray:
     """A piece without a clock: head in order, body on a clock of its own, closing token after the maximum."""
+    head, first, count = int(layout.head[p]), int(layout.first[p]), int(layout.count[p])
     if item.entry.opener is None:
-        return placer.ordinal(head + end - first + 1)
-    place, time = places_of(item)[first:end], item.tokens.time[first:end]
+        return placer.ordinal(head + count + 1)
     opening = placer.ordinal(head)
-    placer.start_clock(int(time[0]))
-    ticks = placer.ticks(time)
-    position = body(ticks, item.entry.place, place, placer.next, rank_in_tick(ticks, place[:, 0]))
+    placer.start_clock(int(item.clock[first]))
+    position = body(placer, item, slice(first, first + count))
     placer.used(position)
     return np.concatenate([opening, position, placer.ordinal(1)])
 
@@ -131,30 +145,19 @@ def _place_alone(placer: Placer, item: Prepared, first: int, end: int, head: int
 def _place_run(placer: Placer, items: Sequence[Prepared], layout: Layout, origin: int, first: int, end: int) -> np.ndarray:
     """Pieces first .. end - 1 of a merged run: one clock for all of them, opening and closing tokens included."""
     placer.start_clock(origin)
-    begin, stop = int(layout.start[first]), int(layout.start[end - 1] + layout.length[end - 1])
-    piece, inside = layout.piece[begin:stop], layout.inside[begin:stop]
-    position = np.empty((stop - begin, 3), np.int64)
-    for i, at in grouped(layout.segment[piece]):
-        item, p = items[i], piece[at]
-        place, n = inside[at] - layout.head[p], layout.count[p]
-        time = item.tokens.time + (item.start or 0) if len(item.tokens) else np.array([item.start], np.int64)
-        whole = placer.ticks(time)
-        token = np.minimum(layout.first[p] + np.clip(place, 0, np.maximum(n - 1, 0)), len(time) - 1)
-        ticks = whole[token]
-        if item.entry.opener is None:
-            position[at] = (ticks + inside[at])[:, None]
-            continue
-        places = places_of(item)
-        rank = rank_in_tick(whole, places[:, 0])
-        # A session pushes reading by reading: a segment that goes on where the last one of its name ended counts on.
-        key = (item.entry.name, item.segment.name)
-        before, tick, seen = placer.counts.get(key, (0, -1, 0))
-        rank = rank + np.where((whole == tick) & (before < time[0]), seen, 0)
-        placer.counts[key] = (int(time[-1]), int(whole[-1]), int(rank[whole == whole[-1]].max()) + 1)
-        position[at] = body(ticks, item.entry.place, places[token], placer.next, rank[token])
-        outside = (place < 0) | (place >= n)
-        step = np.where(place < 0, inside[at], 0)
-        position[at[outside]] = np.stack([ticks, ticks, ticks + step], axis=1)[outside]
+    # Segments are numbered as they appear, so those of a run are neighbours.
+    low, high = (int(layout.segment[p]) if p < len(layout.segment) else len(items) for p in (first, end))
+    mine = slice(int(layout.start[first]), int(layout.tail[end - 1]) + 1)
+    bodies = np.concatenate([body(placer, item) for item in items[low:high]])
+    position, inside = bodies[layout.shown[mine] - layout.offset[low]], layout.inside[mine]
+    outside = (~layout.body[mine]).nonzero()[0]
+    ticks = position[outside, 0]
+    position[outside, 1] = ticks
+    position[outside, 2] = ticks + inside[outside] * (layout.place[mine][outside] < 0)
+    if any(item.entry.opener is None for item in items[low:high]):
+        is_text = np.array([item.entry.opener is None for item in items[low:high]])
+        text = is_text[layout.segment[layout.piece[mine]] - low].nonzero()[0]
+        position[text] = position[text, :1] + inside[text, None]
     placer.used(position)
     return position
 
@@ -169,3 +172,11 @@ def patch_channel(place: np.ndarray) -> np.ndarray:
     read 26 % of held-out digits without this and 82 % with it after 245,000 tokens. Gato embeds row and column as well.
     """
     return (place[:, 0] % PATCH_SIDE * PATCH_SIDE + place[:, 1] % PATCH_SIDE).astype(np.int64)
+
+
+def channels_of(item: Prepared) -> np.ndarray:
+    """int64 [max(n, 1)]: the channel of each token: a reading's or an action's own, a patch's place, else 0."""
+    if item.entry.place == "none":
+        return np.zeros(len(item.clock), np.int64)
+    place = places_of(item)
+    return patch_channel(place) if item.entry.place == "grid" else place[:, 0]
