@@ -266,6 +266,22 @@ def test_a_session_that_pushes_readings_writes_what_a_recording_would(n: int, ra
     np.testing.assert_array_equal(whole.features["sensor"], pushed.features["sensor"])
 
 
+@settings(deadline=None, max_examples=100)
+@given(documents, chunks, plans)
+def test_segments_added_one_by_one_stand_as_if_added_at_once(document: Document, chunk_s: float, plan: str | None) -> None:
+    tok, end, parts = bundle(chunk_s), 0, []
+    for segment in document.segments:  # of those with a clock each begins after the last one has ended
+        (item,) = tok.prepare([segment])
+        if item.start is not None:
+            segment = replace(segment, start=end)
+            end = int(tok.prepare([segment])[0].clock[-1]) + 1_000_000
+        parts.append(segment)
+    chosen, rng = PRESETS[plan] if plan else None, np.random.default_rng(0)
+    builder = tok.builder()
+    added = [builder.open(), *(builder.add(tok.prepare([part]), chosen, rng) for part in parts), builder.close()]
+    assert_same(encode(tok, Document(segments=tuple(parts)), plan), join([part for part in added if part is not None]))
+
+
 def test_a_session_refuses_what_lies_before_its_clock() -> None:
     tok = bundle()
     builder = tok.builder()
