@@ -175,7 +175,8 @@ def _together(
 ) -> list[Episode]:
     space = as_space(spec.space if spec.space is not None else envs.space)
     first = _opening(model, tokenizer, spec, space, shown)
-    sessions = [_begin(first, spec, number) for number in seeds]
+    specs = [_spec_of(first.spec, number) for number in seeds]
+    sessions = [_begin(first, own) for own in specs]
     episodes = [Episode(number) for number in seeds]
     seen = dict(enumerate(envs.reset(seeds)))
     active = list(range(len(seeds)))
@@ -183,7 +184,7 @@ def _together(
         at = step if spec.history is None else step % spec.history
         for i in active:
             if step and not at:
-                sessions[i] = _begin(first, spec, seeds[i], sessions[i].questions)
+                sessions[i] = _begin(first, specs[i], sessions[i].questions)
             observation = _observe(seen[i], spec)
             episodes[i].observations.append(np.asarray(getattr(observation, "values", seen[i])))
             sessions[i].push(observation, round(at / spec.rate_hz * 1e9))
@@ -199,10 +200,15 @@ def _together(
     return episodes
 
 
-def _begin(first: Session, spec: EpisodeSpec, number: int, questions: int = 0) -> Session:
-    """A document of the episode with this seed, after so many earlier draws."""
-    session, sampling = first.fork(), spec.sampling or Sampling()
-    session.spec = replace(session.spec, sampling=replace(sampling, seed=sampling.seed + number))
+def _spec_of(spec: SessionSpec, number: int) -> SessionSpec:
+    """What the sessions of the episode with this seed are about."""
+    return replace(spec, sampling=replace(spec.sampling, seed=spec.sampling.seed + number))
+
+
+def _begin(first: Session, spec: SessionSpec, questions: int = 0) -> Session:
+    """A document of an episode, after so many earlier draws."""
+    session = first.fork()
+    session.spec = spec
     session.questions += questions
     return session
 

@@ -124,8 +124,8 @@ class Session:
         if time is not None and len(segments) != 1:
             raise SessionError(f"time= says when one segment happened, got {len(segments)}; give each its own start")
         for segment in segments:
-            written = replace(segment, role="target" if own else "observed")
-            self._push(written if time is None else replace(written, start=time))
+            start = segment.start if time is None else time
+            self._push(replace(segment, role="target" if own else "observed", start=start))
         if sum(len(part) for part in self.writer.pending) > MOST_PENDING:
             self.read()
 
@@ -206,8 +206,12 @@ class Session:
         """Go back to a moment of this session or of one with the same spec and model."""
         if not isinstance(moment, Snapshot):
             raise SessionError(f"restore takes what snapshot() gave, got {type(moment).__name__}; load_session reads a file")
-        self.cache, self.hidden = clone(moment.cache), moment.hidden
-        self.writer = Writer(self.tokenizer, fork(moment.builder))
+        self._begin_at(replace(moment, cache=clone(moment.cache), builder=fork(moment.builder)))
+
+    def _begin_at(self, moment: Snapshot) -> None:
+        """Go on from a moment that is nobody else's."""
+        self.cache, self.hidden = moment.cache, moment.hidden
+        self.writer = Writer(self.tokenizer, moment.builder)
         self.writer.pending = list(moment.pending)
         self.questions, self.now = moment.questions, moment.now
 
@@ -215,7 +219,7 @@ class Session:
         """An independent session that begins at this moment."""
         twin = object.__new__(Session)
         twin.model, twin.tokenizer, twin.spec, twin.digest = self.model, self.tokenizer, self.spec, self.digest
-        twin.restore(self.snapshot())
+        twin._begin_at(self.snapshot())
         return twin
 
     def save(self, path: str | Path) -> None:
@@ -322,6 +326,8 @@ class Sessions:
 
 def _sampling(base: Sampling, options: dict[str, Any]) -> Sampling:
     """The session's sampling with what this call says."""
+    if not options:
+        return base
     names = tuple(f.name for f in fields(Sampling) if f.name != "guidance")
     if unknown := sorted(options.keys() - set(names)):
         raise SessionError(f"a session draws without {unknown[0]!r}; it takes stop, {', '.join(names)}")
