@@ -126,7 +126,7 @@ class ActionTokenizer:
     def _tokens(self, segment: Action, codes: np.ndarray, features: np.ndarray, dims: int) -> Tokens:
         steps = len(codes) // dims
         place = np.zeros((len(codes), 2), np.int32)
-        place[:, 0] = np.tile(np.arange(dims, dtype=np.int32), steps)
+        place.reshape(steps, dims, 2)[:, :, 0] = np.arange(dims)
         time = np.repeat(segment_times(segment, steps), dims)
         return Tokens(codes=codes, grid=(steps, dims), time=time, features=features, place=place, group=dims)
 

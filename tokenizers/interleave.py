@@ -110,13 +110,20 @@ def _merge(prepared: Sequence[Prepared], run: list[int], chunk_ns: int, joined: 
     for i, time in zip(run, times):
         chunk = (time - origin) // chunk_ns if chunk_ns else time
         first = changes(chunk).nonzero()[0]
-        groups = len(prepared[i].tokens) // prepared[i].tokens.group
-        end = np.minimum(np.append(first[1:], groups), groups)
-        columns.append((chunk[first], time[first], np.full(len(first), rank[i]), np.full(len(first), i), first, end))
-    chunk, time, ranks, segment, first, end = (np.concatenate(column) for column in zip(*columns))
-    order = np.lexsort((ranks, time, chunk))
-    block = Block(True, origin, segment[order], first[order], end[order])
+        end = _following(first, len(prepared[i].tokens) // prepared[i].tokens.group)
+        columns.append((chunk[first], time[first], first, end))
+    pieces = [len(first) for *_, first, _ in columns]
+    chunk, time, first, end = (np.concatenate(column) for column in zip(*columns))
+    order = np.lexsort((np.array([rank[i] for i in run]).repeat(pieces), time, chunk))
+    block = Block(True, origin, np.array(run).repeat(pieces)[order], first[order], end[order])
     return _joined(block) if joined else block
+
+
+def _following(starts: np.ndarray, end: int) -> np.ndarray:
+    """int64 [n >= 1]: where the next one starts, and `end` for the last."""
+    following = np.empty(len(starts), np.int64)
+    following[:-1], following[-1] = starts[1:], end
+    return following
 
 
 def changes(values: np.ndarray) -> np.ndarray:
@@ -139,7 +146,7 @@ def _ranks(prepared: Sequence[Prepared], run: list[int]) -> dict[int, int]:
 def _joined(block: Block) -> Block:
     """Neighbouring pieces of one segment become one."""
     starts = changes(block.segment).nonzero()[0]
-    last = np.append(starts[1:], len(block.segment)) - 1
+    last = _following(starts, len(block.segment)) - 1
     return block._replace(segment=block.segment[starts], first=block.first[starts], end=block.end[last])
 
 

@@ -116,7 +116,7 @@ class SensorTokenizer:
         gone = np.isnan(scaled)
         scaled = np.where(gone, 0.0, scaled)
         place = np.zeros((len(scaled), 2), np.int32)
-        place[:, 0] = np.tile(np.arange(channels, dtype=np.int32), readings)
+        place.reshape(readings, channels, 2)[:, :, 0] = np.arange(channels)
         return Tokens(
             codes=np.where(gone, self.missing, to_bins(scaled, self.size)),
             grid=(readings, channels),
