@@ -1,4 +1,4 @@
-"""The main job in two minutes: a fraction of the world, the same code path, every task clearly above chance."""
+"""The main job in two to three minutes: a fraction of the world, the same code path, every task clearly above chance."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def quickstart(
 
     Args:
         out: folder of everything that is made; runs/quickstart if not given, runs/short for a short one.
-        short: two minutes in all: a part of the documents, learnt a little; goes with --out, --seed and --device.
+        short: two to three minutes in all: a fifth of the documents, learnt a little; goes with --out, --seed and --device.
         minutes: time for training.
         scale: share of the sample world's documents, above 0 and at most 1.
         seed: of every random draw.
