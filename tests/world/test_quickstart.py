@@ -25,8 +25,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_task_is_clearly_better_than_chance(root: Path) -> None:
     tasks = json.loads((root / "report.json").read_text())["tasks"]
     assert set(tasks) == set(TASKS)
-    control = [tasks[name]["value"] for name, task in TASKS.items() if task.kind == "control"]
-    assert sum(control) / len(control) > 50, f"the four environments are one row, by their mean: {control}, random play is 0"
+    control = [tasks[name]["interval"][0] for name, task in TASKS.items() if task.kind == "control"]
+    assert sum(control) / len(control) > 25, f"the four environments are one row: lower ends {control}, random play is 0"
     for name, task in TASKS.items():
         low, high = tasks[name]["interval"]
         if task.chance is not None and task.kind != "control":

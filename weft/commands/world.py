@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EXPECTED_S = {"world": 47.0, "shards": 50.0, "tokenizers": 40.0, "streams": 140.0, "specialists": 40.0, "evaluation": 70.0}
+EXPECTED_S = {"world": 35.0, "shards": 35.0, "tokenizers": 30.0, "streams": 80.0, "specialists": 35.0, "evaluation": 50.0}
 """Seconds of each stage at scale 1 on 2 CPU cores: where the estimate of the time left starts."""
 STEP_S = 0.25
 """Seconds of a training step there."""
