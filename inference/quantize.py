@@ -89,7 +89,7 @@ def _apply(module: nn.Linear, config: Any, name: str) -> None:
 
     try:
         quantize_(module, config, filter_fn=lambda layer, _: layer is module)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # torchao's
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"torchao cannot quantize {name} [{module.out_features} {module.in_features}] here ({reason}); use quantize='int8'"

@@ -129,7 +129,7 @@ class Transformer(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Refused: see the message. `torch.compile(block)` of a single block gives equal results (tests hold it)."""
-        raise NotImplementedError(
+        raise NotImplementedError(  # on purpose: whoever asks is told what to compile instead
             "a weft Transformer is not compiled as a whole: layouts and expert counts are read from the data, so every "
             "block with experts falls into pieces that are compiled anew for other counts; compile single blocks with "
             "torch.compile(block) and measure, or leave it: on a CPU weft.kernels.fused joins the same small operations"

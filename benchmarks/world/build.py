@@ -28,6 +28,7 @@ from weft.benchmarks.world.card import data_card
 from weft.benchmarks.world.control import PLANTS, measure
 from weft.benchmarks.world.documents import RECIPES, Material, documents, mixture
 from weft.benchmarks.world.prose import digest as prose_digest
+from weft.benchmarks.world.splits import share
 
 SPLITS = ("train", "val", "test")
 COPIES = 8
@@ -71,7 +72,7 @@ def build_world(folder: str | Path, *, scale: float = 1.0, seed: int = 0, progre
     return root
 
 
-CODE = ("digits", "speech", "voices", "video", "motor", "prose", "control", "documents", "build", "card")
+CODE = ("digits", "speech", "voices", "video", "motor", "prose", "control", "documents", "build", "card", "splits")
 
 
 def _code_digest() -> str:
@@ -112,7 +113,7 @@ def _write(path: Path, content: str) -> None:
 
 
 def _size(counts: dict[str, int], split: str, scale: float) -> int:
-    return max(10, round(counts[split] * digits.share(split, scale)))
+    return max(10, round(counts[split] * share(split, scale)))
 
 
 def _png(path: Path, pixels: np.ndarray) -> None:

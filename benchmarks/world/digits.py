@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weft.benchmarks.world.splits import share
+
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBERS = (*WORDS, "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen")
 PER_CLASS = {"test": 40, "val": 10}
@@ -30,11 +32,6 @@ class Scans:
     def of(self, digit: int) -> np.ndarray:
         """Rows of this split that show `digit`."""
         return np.flatnonzero(self.labels == digit)
-
-
-def share(split: str, scale: float) -> float:
-    """What a world of `scale` keeps of a split. The test set shrinks by the square root: a small one says little."""
-    return scale**0.5 if split == "test" else scale
 
 
 def load_scans(seed: int, scale: float = 1.0) -> dict[str, Scans]:

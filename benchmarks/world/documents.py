@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from weft.benchmarks.world.control import PLANTS, fragments
-from weft.benchmarks.world.digits import NUMBERS, WORDS, share, spoken
+from weft.benchmarks.world.digits import NUMBERS, WORDS, spoken
 from weft.benchmarks.world.motor import FAULTS, RATES_HZ, UNITS, run
 from weft.benchmarks.world.prose import prose
 from weft.benchmarks.world.speech import Clip
+from weft.benchmarks.world.splits import share
 
 Piece = dict[str, Any]
 Line = dict[str, Any]

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from weft.benchmarks.world.digits import share
+from weft.benchmarks.world.splits import share
 
 SIZE = 320
 """Characters of one document, cut at a sentence or word end."""

@@ -193,11 +193,14 @@ def run_of(root: Path, config: Quickstart) -> RunConfig:
         lr=config.lr,
     )
     ranks = recipe.ranks(config.device)
+    warmup = run.schedule.warmup_steps
+    if config.max_steps:
+        warmup = min(warmup, config.max_steps // 10)
     return replace(
         run,
         max_steps=config.max_steps,
         max_seconds=None if config.max_steps else config.minutes * 60,
-        schedule=replace(run.schedule, warmup_steps=min(run.schedule.warmup_steps, (config.max_steps or 1000) // 10)),
+        schedule=replace(run.schedule, warmup_steps=warmup),
         data=replace(run.data, batch_tokens=config.batch_tokens, micro_batches=ranks),
         engine=replace(run.engine, device=config.device, threads=1 if ranks > 1 else None),
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from weft.benchmarks.world.digits import NUMBERS, share, spoken
+from weft.benchmarks.world.digits import NUMBERS, spoken
+from weft.benchmarks.world.splits import share
 
 ACCENTS = {
     "train": ("en-US", "en", "en-GB-x-rp", "en-GB-x-gbclan", "en-GB-x-gbcwmd"),
