@@ -20,6 +20,7 @@ from weft.inference.feed import Part, part_of, row_of
 from weft.inference.templates import EMPTY, template
 from weft.tokenizers.build import StreamBuilder
 from weft.tokenizers.bundle import StreamTokenizer
+from weft.tokenizers.forms import first_id
 from weft.tokenizers.grammar import Grammar, Piece, Range, Want
 from weft.tokenizers.interleave import Prepared
 from weft.tokenizers.plan import PRESETS
@@ -241,7 +242,7 @@ class Writer:
 
     def _zero(self, plan: Plan) -> int:
         """Id of code 0."""
-        return self.vocabulary.spans[self.entries[plan.modality].spans[0]][0]
+        return first_id(self.entries[plan.modality], self.vocabulary)
 
     def _grammar(self, want: Want) -> Grammar:
         return self.tokenizer.grammar(sequence=[want], holes=False, inside=True)

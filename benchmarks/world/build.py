@@ -56,16 +56,19 @@ def build_world(folder: str | Path, *, scale: float = 1.0, seed: int = 0, progre
     root = root.resolve()
     _claim(root, {"scale": scale, "seed": seed, "code": _code_digest(), "prose": prose_digest()})
     material = Material(seed, scale)
-    stages = {"digits": _digits, "videos": _videos, "returns": _returns, "speech": _speech, "documents": _documents}
     with ThreadPoolExecutor(1) as aside:  # a process of its own speaks meanwhile
         recording = aside.submit(_speech, root, material, not _done(root, "speech"))
+        stages: dict[str, Callable[[Path, Material, bool], None]] = {
+            "digits": _digits,
+            "videos": _videos,
+            "returns": _returns,
+            "speech": lambda *_: recording.result(),
+            "documents": _documents,
+        }
         for i, (name, stage) in enumerate(stages.items()):
             if progress:
                 progress(name, i / len(stages))
-            if name == "speech":
-                recording.result()
-            else:
-                stage(root, material, not _done(root, name))
+            stage(root, material, not _done(root, name))
             _mark(root, name)
     if progress:
         progress("done", 1.0)
